@@ -1,0 +1,66 @@
+"""What goes into a choice and what comes out of it: plain frozen values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dal_dense.noise import derive_seed
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one round may cost.
+
+    Attributes:
+        seconds: predicted labelling time, images' opening included; never exceeded.
+        max_per_image: most regions chosen in one image this round; None: no cap.
+        max_per_group: most regions chosen in one group (patient, drive) this round; None: no cap.
+    """
+
+    seconds: float
+    max_per_image: int | None = None
+    max_per_group: int | None = None
+
+
+@dataclass(frozen=True)
+class Round:
+    """Which round is asked for: 0 is the start set, 1 to `total` follow."""
+
+    number: int
+    total: int
+    seed: int
+
+    def seed_for(self, strategy: str) -> int:
+        """Seed of one strategy's draws in this round."""
+        return derive_seed(self.seed, self.number, strategy)
+
+    @property
+    def progress(self) -> float:
+        """0 in the first round, 1 in the last (0 if there is only one)."""
+        return min(max((self.number - 1) / max(self.total - 1, 1), 0.0), 1.0)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """K chosen rows, in the order chosen.
+
+    Attributes:
+        rows: rows of the Offers that were given, int64 (K,).
+        seconds: predicted seconds, float32 (K,); the first of an image carries its opening.
+        value: what each was chosen by, float32 (K,); its meaning is the strategy's.
+    """
+
+    rows: Int[Tensor, " K"]
+    seconds: Float[Tensor, " K"]
+    value: Float[Tensor, " K"]
+
+    def __len__(self) -> int:
+        return self.rows.shape[0]
+
+    @property
+    def total(self) -> float:
+        """Predicted seconds of all, summed in float64."""
+        return float(self.seconds.double().sum())

@@ -1,0 +1,111 @@
+"""The runs of a benchmark: one process of `tools/train_al.py` each, resumable, a few at once."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from dal_dense.errors import DataError
+from dal_dense.ledger import Ledger
+from dal_dense.results import Results, collect
+
+TRAIN = Path("tools") / "train_al.py"
+"""The program that is run, from the root of the checkout."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Attributes:
+        strategy: its name.
+        seed: its seed.
+        run_dir: its folder.
+        arguments: those of `tools/train_al.py`.
+    """
+
+    strategy: str
+    seed: int
+    run_dir: Path
+    arguments: tuple[str, ...]
+
+    @property
+    def finished(self) -> Path:
+        """Written once the program has ended well; a run is skipped only when this is there."""
+        return self.run_dir / "finished.txt"
+
+
+def planned(
+    config: Path, strategies: Iterable[str], seeds: Sequence[int], runs: Path, passed_on: Sequence[str]
+) -> list[Job]:
+    """A job for each strategy and seed; seeds outermost, so that a cut benchmark has whole comparisons."""
+    names = list(dict.fromkeys(strategies))
+    jobs = []
+    for seed in dict.fromkeys(seeds):
+        for name in names:
+            folder = runs / f"{config.stem}_{name}_seed{seed}"
+            own = ("--config", str(config), *passed_on, "--run_dir", str(folder))
+            jobs.append(Job(name, seed, folder, (*own, "--seed", str(seed), "--strategy.name", name)))
+    return jobs
+
+
+def run_all(jobs: Sequence[Job], *, at_once: int, say: Callable[[str], None], train: Path = TRAIN) -> None:
+    """Run what is not finished, `at_once` processes at a time; their output goes to `run_dir/output.txt`.
+
+    Raises:
+        DataError: if a run failed, with the last lines it wrote. Runs that had begun are waited for.
+    """
+
+    def one(job: Job) -> str | None:
+        command = " ".join(job.arguments)
+        if job.finished.is_file() and job.finished.read_text(encoding="utf-8") == command:
+            say(f"{job.strategy}, seed {job.seed}: finished before")
+            return None
+        say(f"{job.strategy}, seed {job.seed}: runs")
+        job.run_dir.mkdir(parents=True, exist_ok=True)
+        output = job.run_dir / "output.txt"
+        with output.open("ab") as file:
+            done = subprocess.run([sys.executable, str(train), *job.arguments], stdout=file, stderr=file, check=False)
+        if done.returncode:
+            last = " / ".join(output.read_text(encoding="utf-8", errors="replace").splitlines()[-3:])
+            return f"{job.strategy}, seed {job.seed}: ended with status {done.returncode}: {last} (all of it: {output})"
+        job.finished.write_text(command, encoding="utf-8")
+        say(f"{job.strategy}, seed {job.seed}: done")
+        return None
+
+    with ThreadPoolExecutor(max(1, at_once)) as pool:
+        problems = [p for p in pool.map(one, jobs) if p is not None]
+    if problems:
+        raise DataError("\n".join([*problems, "mend the cause and run the same command again; finished runs are kept"]))
+
+
+def gather(jobs: Sequence[Job]) -> dict[str, dict[int, Results]]:
+    """Strategy to seed to results, read from the ledgers."""
+    runs: dict[str, dict[int, Results]] = {}
+    for job in jobs:
+        with Ledger.read(job.run_dir) as ledger:
+            runs.setdefault(job.strategy, {})[job.seed] = collect(ledger)
+    return runs
+
+
+def machine() -> dict[str, str]:
+    """What the seconds of a benchmark depend on."""
+    cores = f"{os.cpu_count()} cores, {processor()}"
+    return {"machine": cores, "torch": version("torch"), "python": platform.python_version()}
+
+
+def processor() -> str:
+    """The processor's name where the system tells it (Linux), else its architecture."""
+    listing = Path("/proc/cpuinfo")
+    if listing.is_file():
+        for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,178 @@
+"""The one place where names in the settings become objects."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from dal_dense.annotators import Annotator, Oracle, People
+from dal_dense.config import Config
+from dal_dense.console import Screen
+from dal_dense.costs import cost_model
+from dal_dense.errors import ConfigError, DataError
+from dal_dense.images import read_image
+from dal_dense.labels import know_initial
+from dal_dense.ledger import Ledger
+from dal_dense.pool import Pool, open_pool
+from dal_dense.rounds import Run
+from dal_dense.splits import Known
+from dal_dense.tasks.base import Task
+
+PACKAGES = ("dal-dense", "torch", "monai", "numpy", "nibabel", "opencv-python-headless", "pycocotools", "scipy")
+
+
+@contextmanager
+def open_run(config: Config, screen: Screen) -> Iterator[Run]:
+    """Everything a run needs, wired; the ledger is held until the block ends.
+
+    The ledger comes last: what fails before it leaves no trace, so the settings can still be mended.
+
+    Raises:
+        ConfigError: if settings and data do not fit each other.
+        DataError: if the listing of the pool cannot be used.
+        LedgerError: if another process holds the run, or its settings changed.
+    """
+    pool = open_pool(config.data, config.data_root, seed=config.seed, known=known_pool(config.run_dir))
+    check_dimensions(config, pool)
+    task = build_task(config, pool)
+    with Ledger.open(
+        config.run_dir,
+        config=json.loads(config.model_dump_json()),
+        versions=software(),
+        seed=config.seed,
+        clock=time.time,
+    ) as ledger:
+        run = Run(
+            config=config,
+            pool=pool,
+            task=task,
+            annotator=build_annotator(config),
+            costs=cost_model(config.costs),
+            ledger=ledger,
+            screen=screen,
+        )
+        remember_pool(run)
+        know_initial_masks(run)
+        yield run
+
+
+def known_pool(run_dir: Path) -> Known | None:
+    """Which image was in which split when the run began, with those that joined since; None for a new run."""
+    if not Ledger.begun(run_dir):
+        return None
+    with Ledger.read(run_dir) as ledger:
+        begun = ledger.events("pool")
+        grown = [image for event in ledger.events("grown") for image in event["images"]]
+    if not begun:
+        return None
+    return Known((*begun[0]["train"], *grown), tuple(begun[0]["test"]), frozenset(begun[0]["left_out"]))
+
+
+def remember_pool(run: Run) -> None:
+    """Keep the splits in the ledger once, and set aside what was quarantined before."""
+    if not run.ledger.events("pool"):
+        known = run.pool.known
+        decided = {"train": known.train, "test": known.test, "left_out": sorted(known.left_out)}
+        run.ledger.record_event("pool", decided)
+    for image, reason in run.pool.absent.items():
+        run.ledger.record_event("quarantine", {"image": image, "reason": reason}, once=True)
+    for event in run.ledger.events("quarantine"):
+        run.pool = run.pool.quarantine(event["image"], event["reason"])
+    run.screen.say(
+        f"pool: {len(run.pool.train)} images to ask from, {len(run.pool.test)} to measure on, "
+        f"{len(run.pool.classes)} classes"
+    )
+    for note in run.pool.notes:
+        run.screen.warn(note)
+    for image, reason in run.pool.quarantined.items():
+        run.screen.warn(f"{image} is quarantined: {reason}")
+
+
+def software() -> dict[str, str]:
+    """Versions that a result depends on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def device_of(name: str) -> torch.device:
+    """`auto` is the first CUDA device, else the CPU (MPS lacks 3-D operations, so it must be named)."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device: {name} was asked for, but torch sees no CUDA device; use --device cpu or auto")
+    return torch.device(name)
+
+
+def build_task(config: Config, pool: Pool) -> Task:
+    """The adapter that `task.name` names."""
+    from dal_dense.tasks.monai_segmentation import MonaiSegmentation
+
+    return MonaiSegmentation(
+        task=config.task,
+        uncertainty=config.uncertainty,
+        query=config.query,
+        costs=cost_model(config.costs),
+        classes=pool.classes,
+        ndim=pool.ndim,
+        in_channels=channels_of(config, pool),
+        device=device_of(config.device),
+        mask_of=pool.mask,
+        seed=config.seed,
+    )
+
+
+def channels_of(config: Config, pool: Pool) -> int:
+    """Channels of the pool's first readable image.
+
+    Raises:
+        DataError: if none of the first images can be read, or strictness is asked for.
+    """
+    last: DataError | None = None
+    for record in pool.train[:20]:
+        try:
+            return int(read_image(record).shape[0])
+        except DataError as problem:
+            if config.data.strict:
+                raise
+            last = problem
+    raise DataError(f"none of the pool's first images can be read; the last one says: {last}")
+
+
+def build_annotator(config: Config) -> Annotator:
+    """Held-back masks, or people."""
+    costs, background = cost_model(config.costs), 0 if config.task.background else None
+    if config.annotator.name == "oracle":
+        return Oracle(costs=costs, background=background)
+    returns = config.annotator.returns
+    return People(
+        costs=costs, run_dir=config.run_dir, returns=Path(returns) if returns else None, background=background
+    )
+
+
+def check_dimensions(config: Config, pool: Pool) -> None:
+    """Settings that only the data can prove wrong."""
+    axes = len(config.task.train.patch)
+    if axes != pool.ndim:
+        raise ConfigError(
+            f"task.train.patch: {axes} numbers, but the pool holds {'volumes' if pool.ndim == 3 else 'frames'}; "
+            f"give {pool.ndim} numbers"
+        )
+    if config.query.kind == "slice" and pool.ndim == 2:
+        raise ConfigError("query.kind: slice needs volumes, and the pool holds frames; use crop or image")
+
+
+def know_initial_masks(run: Run) -> None:
+    """Record, once, the masks that are known before the first query."""
+    wanted = run.config.annotator.initial_masks
+    if wanted == "none":
+        return
+    named = [r for r in run.pool.train if r.mask is not None] if wanted == "all" else [run.pool[i] for i in wanted]
+    new = know_initial(run.ledger, run.pool, named)
+    if new:
+        run.screen.say(f"{new} images have masks from the start")

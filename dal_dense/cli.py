@@ -1,0 +1,143 @@
+"""Reading the command line: YAML, `--any.key value`, and one clear line for each mistake.
+
+Nothing heavy is imported here, so a wrong setting is told within a second.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+from jsonargparse import ArgumentError, ArgumentParser
+from pydantic import BaseModel, ValidationError
+
+from dal_dense.config import Config
+from dal_dense.errors import ConfigError, DalDenseError, Stopped
+
+
+def load_config(argv: Sequence[str], *, prog: str = "train_al.py", description: str = "") -> Config:
+    """Settings from `--config FILE` and overrides, in the order given; all of them checked.
+
+    Raises:
+        ConfigError: with one line a mistake: field, value, what to do.
+        SystemExit: after `--help`.
+    """
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file of settings; later arguments override it")
+    parser.add_class_arguments(Config, as_group=False)
+    try:
+        values = parser.parse_args(list(argv)).as_dict()
+    except ArgumentError as problem:
+        raise ConfigError(_one_line(str(problem))) from None
+    values.pop("config", None)
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as problem:
+        lines = (f"{'.'.join(map(str, e['loc'])) or 'config'}: {_plain(e['msg'])}" for e in problem.errors())
+        raise ConfigError("\n".join(lines)) from None
+    missing = list(missing_files(config))
+    if missing:
+        raise ConfigError("\n".join(missing))
+    return config
+
+
+def missing_files(config: Config) -> Iterator[str]:
+    """One line for each path that the settings name and that is not there."""
+    root = config.data_root
+    if not root.is_dir():
+        yield f"data_root: no folder at {root}; give the folder that holds the data (--data_root PATH)"
+        return
+    data = config.data
+    listing = data.listing or ("dataset.json" if data.format in ("msd", "nnunet") else None)
+    if data.format == "coco" and listing is None:
+        yield "data.listing: null; format coco needs the json file, relative to data_root (--data.listing FILE)"
+    named = {"data.listing": listing, "data.split_file": data.split_file, "data.group_table": data.group_table}
+    if data.format in ("folder", "coco", "dicom"):
+        named["data.images"] = data.images
+    if data.format == "folder":
+        named["data.masks"] = data.masks
+    for field, value in named.items():
+        if value is not None and not (root / value).exists():
+            yield f"{field}: {value} is not in {root}; correct the path, which is relative to data_root"
+    run = config.run_dir
+    if run.exists() and not run.is_dir():
+        yield f"run_dir: {run} is a file; give a folder (--run_dir PATH)"
+
+
+def _one_line(text: str) -> str:
+    """The parser's words as `field: fact; what to do`."""
+    unknown = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text)
+    if unknown:
+        return _unknown(f"{unknown[1]}.{unknown[2].removeprefix(unknown[1] + '.')}")
+    unknown = re.search(r"does not accept option '([\w.]+)'|unrecognized arguments: --([\w.-]+)|Key '([\w.]+)'", text)
+    if unknown:
+        return _unknown(next(g for g in unknown.groups() if g))
+    required = re.search(r"arguments are required: (.+)", text)
+    if required:
+        return f"{required[1]}: not set; set it in the config file or as --{required[1].split(',')[0]} VALUE"
+    text = text.replace("typing.Literal", "one of ")
+    key = re.search(r'Parser key "([\w.]+)":?', text)
+    if key and "File does not exist" in text:
+        return f"{key[1]}: {text.split(': ', 1)[1]}; give the path of a YAML file (see configs/)"
+    value = re.search(r"Got value: (.*)", text, re.S)
+    wanted = re.search(r"(Input should be [^\[]*|Expected an? [^.]*)", text.split("Got value")[0])
+    if key and wanted:
+        expected = re.sub(r"Expected an? ", "expected ", wanted[1]).strip()
+        got = f"got {value[1].strip()!r}; " if value else ""
+        return f"{key[1]}: {got}{_plain(expected)}; correct it, or see --help"
+    if "Problems parsing config" in text:
+        return "config: not valid YAML: " + " ".join(text.split(": ", 1)[1].split()) + "; mend the file"
+    return " ".join(text.split())
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, list(setting_names(Config)), n=1)
+    hint = f"did you mean {near[0]}?" if near else "see --help for all of them"
+    return f"{name}: no such setting; {hint}"
+
+
+def setting_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Dotted names of all settings, nested ones included."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from setting_names(field.annotation, f"{prefix}{name}.")
+
+
+def _plain(message: str) -> str:
+    return message.removeprefix("Value error, ").replace("Input should be", "expected")
+
+
+def report_errors(main: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
+    """Turn what a user can mend into one clear message and an exit status; bugs keep their traceback.
+
+    Status 0: done; 1: something is wrong; 2: a setting is wrong; 130: stopped, and resumable.
+    """
+
+    def guarded(argv: list[str]) -> int:
+        try:
+            return main(argv)
+        except ConfigError as problem:
+            return _complain(str(problem), 2)
+        except DalDenseError as problem:
+            return _complain(str(problem), 1)
+        except (Stopped, KeyboardInterrupt):
+            return _complain("stopped; all that was recorded is safe. Run the same command to go on.", 130)
+        except OSError as problem:
+            if problem.errno != errno.ENOSPC:
+                raise
+            return _complain(
+                f"the disk is full ({problem.filename or 'while writing'}); all that was recorded is safe. "
+                "Free some space and run the same command to go on.",
+                1,
+            )
+
+    return guarded
+
+
+def _complain(text: str, status: int) -> int:
+    sys.stderr.write("".join(f"{line}\n" for line in text.splitlines()))
+    return status

@@ -1,0 +1,317 @@
+"""Every setting of a run: strict, typed, data only.
+
+`load_config(argv)` reads YAML and `--any.key value` overrides and checks all of it before anything
+heavy is imported. `build.py` is the one place where the names here become objects.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class DataConfig(_Settings):
+    """The pool: where images, masks, splits and groups come from."""
+
+    format: Literal["msd", "nnunet", "folder", "coco", "dicom"] = Field(
+        description="msd: MSD/MONAI dataset.json; nnunet: nnU-Net v2 raw folder; folder: images (+ masks) in NIfTI, PNG "
+        "or JPEG; coco: COCO json with images; dicom: a folder of DICOM series, read as volumes"
+    )
+    listing: str | None = Field(
+        default=None, description="msd, coco: the json file, relative to data_root (msd: dataset.json if not given)"
+    )
+    images: str = Field(default="images", description="folder, coco, dicom: folder of images, relative to data_root")
+    masks: str | None = Field(
+        default="masks", description="folder: folder of index masks with the images' names; null: there are none"
+    )
+    mask_suffix: str = Field(
+        default="", description="folder: what a mask's name adds to the image's, such as _labelIds"
+    )
+    image_suffix: str = Field(
+        default="", description="folder: end of the images' names that ids and masks leave out, such as _leftImg8bit"
+    )
+    classes: dict[int, str] | None = Field(
+        default=None, description="label value to class name; msd, nnunet and coco listings carry their own"
+    )
+    ignore_index: int | None = Field(
+        default=None, description="label value that means 'not labelled' in the masks (CamVid here: 11)"
+    )
+    split_file: str | None = Field(
+        default=None,
+        description="json of split name to list of ids, relative to data_root; else the listing's own split",
+    )
+    train: str = Field(default="train", description="split that is the pool")
+    test: str = Field(default="test", description="split that measures the model; never asked")
+    test_fraction: float = Field(
+        default=0.2,
+        ge=0,
+        lt=1,
+        description="share of groups held out when neither split_file nor listing has a test split",
+    )
+    group_field: str | None = Field(
+        default=None, description="coco: field of an image record that names its patient or drive"
+    )
+    group_pattern: str | None = Field(
+        default=None, description="regular expression on the id; its first bracket is the group, as in (\\w+)_\\d+"
+    )
+    group_table: str | None = Field(default=None, description="csv with the columns id,group, relative to data_root")
+    max_pool: int | None = Field(default=None, ge=1, description="use only so many pool images, drawn by seed")
+    max_test: int | None = Field(default=None, ge=1, description="use only so many test images, drawn by seed")
+    strict: bool = Field(default=False, description="stop at the first bad file instead of listing it as quarantined")
+
+
+class IntensityConfig(_Settings):
+    """How raw intensities become network input."""
+
+    kind: Literal["window", "zscore", "rgb"] = Field(
+        default="zscore",
+        description="window: clip to low..high, scale to 0..1 (CT); zscore: per image; rgb: frames, 0..255 to about -1..1",
+    )
+    low: float = Field(default=-250.0, description="window: HU that becomes 0")
+    high: float = Field(default=600.0, description="window: HU that becomes 1")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> IntensityConfig:
+        if self.high <= self.low:
+            raise ValueError(f"high ({self.high:g}) must exceed low ({self.low:g})")
+        return self
+
+
+class NetworkConfig(_Settings):
+    """The network and its size."""
+
+    name: Literal["unet", "dynunet", "segresnet"] = Field(default="unet", description="MONAI network")
+    channels: tuple[int, ...] = Field(default=(16, 32, 64), description="features a level, finest first", min_length=2)
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout rate; MC-dropout needs it above 0")
+
+
+class TrainConfig(_Settings):
+    """One fit."""
+
+    iterations: int = Field(default=400, ge=1, description="optimiser steps a fit")
+    batch: int = Field(default=4, ge=1, description="crops a step")
+    patch: tuple[int, ...] = Field(
+        default=(32, 32, 32), description="training crop and sliding window, voxels of the model grid"
+    )
+    lr: float = Field(default=3e-3, gt=0, description="peak learning rate (AdamW, one cycle of warm-up and cosine)")
+    weight_decay: float = Field(default=1e-4, ge=0, description="AdamW weight decay")
+    start: Literal["scratch", "warm", "shrink_perturb"] = Field(
+        default="scratch",
+        description="weights of a new round: fresh, the last round's, or shrunk and perturbed (Ash & Adams 2020)",
+    )
+    shrink: float = Field(default=0.5, gt=0, le=1, description="shrink_perturb: factor on the last round's weights")
+    flip_axes: tuple[Literal["left_right", "front_back", "up_down"], ...] = Field(
+        default=(),
+        description="axes that may be flipped in augmentation and flip draws; frames: left_right, up_down. "
+        "Leave out any axis that tells classes apart (left from right parotid)",
+    )
+    rotate_degrees: float = Field(default=10.0, ge=0, description="largest random rotation")
+    scale: float = Field(default=0.1, ge=0, lt=1, description="largest random zoom, as a share")
+    intensity: float = Field(
+        default=0.1, ge=0, description="random brightness and contrast, in units of the scaled image"
+    )
+    foreground: float = Field(
+        default=0.67,
+        ge=0,
+        le=1,
+        description="share of crops centred on a class drawn with equal chance, the rest anywhere labelled",
+    )
+    checkpoint_seconds: float = Field(default=120.0, gt=0, description="how often a half-done fit is saved")
+
+
+class TaskConfig(_Settings):
+    """The task adapter: network, geometry, training."""
+
+    name: Literal["monai_segmentation"] = Field(default="monai_segmentation", description="adapter")
+    network: NetworkConfig = Field(default_factory=NetworkConfig, description="network")
+    spacing: tuple[float, float, float] | None = Field(
+        default=None,
+        description="volumes: voxel size in mm (right-left, back-front, feet-head) of the model grid; null: as stored",
+    )
+    frame_size: tuple[int, int] | None = Field(
+        default=None, description="frames: rows, columns of the model grid; null: as stored"
+    )
+    intensity: IntensityConfig = Field(default_factory=IntensityConfig, description="intensity scaling")
+    train: TrainConfig = Field(default_factory=TrainConfig, description="training")
+    window_overlap: float = Field(default=0.25, ge=0, lt=1, description="overlap of sliding windows, Gaussian blending")
+    background: bool = Field(
+        default=True, description="class 0 is background: left out of the mean Dice and of class quotas (frames: false)"
+    )
+    metric: Literal["dice", "miou"] = Field(default="dice", description="headline figure of a round")
+
+
+class UncertaintyConfig(_Settings):
+    """Where probability draws come from and how they become one score a region."""
+
+    draws: Literal["single", "mc_dropout", "flips", "ensemble", "checkpoints"] = Field(
+        default="single",
+        description="one softmax pass; dropout passes; flipped passes; M networks; late checkpoints of one fit",
+    )
+    count: int = Field(
+        default=4, ge=1, le=256, description="draws: passes, members or checkpoints (flips: at most this many)"
+    )
+    score: Literal["predictive_entropy", "expected_entropy", "mutual_information", "margin", "least_confidence"] = (
+        Field(default="predictive_entropy", description="score a voxel")
+    )
+    pooling: Literal["mean", "topk"] = Field(
+        default="mean", description="score a region: mean over the box, or mean of its top share"
+    )
+    topk: float = Field(default=0.1, gt=0, le=1, description="topk: share of the box")
+    temperature: bool = Field(
+        default=True, description="scale logits by a temperature fitted on held-out labelled regions"
+    )
+    held_out: float = Field(
+        default=0.15, ge=0, lt=0.5, description="share of labelled regions kept from training to fit it"
+    )
+
+
+class QueryConfig(_Settings):
+    """What is asked: crops, slices or whole images."""
+
+    kind: Literal["crop", "slice", "image"] = Field(
+        default="crop", description="crop: boxes; slice: axial slices; image: all of it"
+    )
+    sizes: tuple[tuple[int, ...], ...] = Field(
+        default=((32, 32, 32),),
+        description="crop: one or several box sizes. Volumes: right-left, back-front, feet-head; frames: rows, columns",
+        min_length=1,
+    )
+    unit: Literal["voxel", "mm"] = Field(default="voxel", description="unit of sizes (frames: pixels)")
+    stride: int = Field(default=1, ge=1, description="step of candidate boxes, voxels; 1 is exact")
+    per_image: int = Field(
+        default=12, ge=1, description="candidates kept an image and size; as many again by class quota"
+    )
+    scan_images: int | None = Field(
+        default=None, ge=1, description="score only so many pool images a round, drawn by seed; null: all"
+    )
+    max_per_image: int | None = Field(default=None, ge=1, description="cap of chosen regions an image and round")
+    max_per_group: int | None = Field(
+        default=None, ge=1, description="cap of chosen regions a group (patient, drive) and round"
+    )
+
+
+class CostConfig(_Settings):
+    """Seconds of an expert's time. A preset from the literature, every figure overridable."""
+
+    preset: Literal["ct_contour", "frame_polygon", "frame_clicks"] = Field(
+        default="ct_contour", description="where the figures come from, see docs/concepts/costs.md"
+    )
+    image_seconds: float | None = Field(default=None, ge=0, description="open an image, once an image and round")
+    region_seconds: float | None = Field(default=None, ge=0, description="go to a region")
+    search_seconds: float | None = Field(
+        default=None, ge=0, description="look through 1000 units of area (mm^2 or pixels)"
+    )
+    boundary_seconds: float | None = Field(default=None, ge=0, description="draw 1 unit of contour (mm or pixel)")
+    object_seconds: float | None = Field(default=None, ge=0, description="begin and finish one object")
+    refit: bool = Field(
+        default=True, description="correct predictions by the run's own log of predicted and charged seconds"
+    )
+
+
+class BudgetConfig(_Settings):
+    """How much of the expert's time is spent, and when."""
+
+    rounds: int = Field(default=4, ge=1, description="query rounds after the start set")
+    seconds_per_round: float = Field(default=600.0, gt=0, description="predicted labelling seconds a round")
+    start_seconds: float = Field(
+        default=600.0,
+        ge=0,
+        description="seconds of the start set, chosen without a model; 0 if masks are there already",
+    )
+    total_seconds: float | None = Field(
+        default=None, gt=0, description="stop once so many seconds are charged; null: after the rounds"
+    )
+
+
+StrategyName = Literal[
+    "random", "uniform", "foreground_random", "greedy", "per_second", "power", "clasp", "coreset", "hybrid"
+]
+
+
+class StrategyConfig(_Settings):
+    """Which regions win."""
+
+    name: StrategyName = Field(default="hybrid", description="acquisition strategy")
+    start: Literal["random", "uniform"] = Field(
+        default="uniform", description="strategy of the start set (no model, no truth)"
+    )
+    beta: float = Field(
+        default=1.0, gt=0, description="power: inverse noise; clasp, hybrid: its value in the first round"
+    )
+    beta_end: float = Field(
+        default=100.0, gt=0, description="clasp, hybrid: inverse noise in the last round (log schedule)"
+    )
+    class_share: float = Field(
+        default=0.66, ge=0, le=1, description="clasp: budget share of class quotas; hybrid: weight of class scores"
+    )
+    diversity: float = Field(
+        default=1.0, ge=0, description="hybrid: exponent on the distance to what is labelled or chosen"
+    )
+    balance: float = Field(default=0.5, ge=0, description="hybrid: exponent on the rarity of classes")
+    cost_power: float = Field(default=1.0, ge=0, description="hybrid: exponent on predicted seconds; 0 ignores cost")
+
+
+class AnnotatorConfig(_Settings):
+    """Who answers."""
+
+    name: Literal["oracle", "people"] = Field(
+        default="oracle", description="oracle: held-back masks; people: export, wait, import"
+    )
+    initial_masks: tuple[str, ...] | Literal["all", "none"] = Field(
+        default="none",
+        description="ids of pool images whose masks are known from the start; all: every mask that is there (people)",
+    )
+    returns: str | None = Field(
+        default=None, description="people: folder where labels come back; null: the batch's own returned/"
+    )
+    proceed_at: float = Field(
+        default=1.0, gt=0, le=1, description="people: go on once this share of the round is back; the rest stays open"
+    )
+
+
+class Config(_Settings):
+    """All settings of a run."""
+
+    run_dir: Path = Field(description="folder of the run: ledger, weights, batches, report")
+    data_root: Path = Field(description="folder that holds the data")
+    seed: int = Field(default=0, ge=0, description="everything random comes from it")
+    device: str = Field(
+        default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto, cpu, cuda, cuda:1, mps"
+    )
+    data: DataConfig = Field(description="pool")
+    task: TaskConfig = Field(default_factory=TaskConfig, description="task adapter")
+    uncertainty: UncertaintyConfig = Field(default_factory=UncertaintyConfig, description="uncertainty")
+    query: QueryConfig = Field(default_factory=QueryConfig, description="what is asked")
+    costs: CostConfig = Field(default_factory=CostConfig, description="labelling time")
+    budget: BudgetConfig = Field(default_factory=BudgetConfig, description="budget")
+    strategy: StrategyConfig = Field(default_factory=StrategyConfig, description="acquisition")
+    annotator: AnnotatorConfig = Field(default_factory=AnnotatorConfig, description="annotator")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Config:
+        train, unsure = self.task.train, self.uncertainty
+        if unsure.draws == "mc_dropout" and self.task.network.dropout == 0:
+            raise ValueError(
+                "uncertainty.draws mc_dropout needs task.network.dropout above 0; raise it or choose other draws"
+            )
+        if unsure.draws == "flips" and not train.flip_axes:
+            raise ValueError("uncertainty.draws flips needs task.train.flip_axes: name the axes that may be flipped")
+        axes = {len(size) for size in self.query.sizes}
+        if self.query.kind == "crop" and axes != {len(train.patch)}:
+            raise ValueError(
+                f"query.sizes has {sorted(axes)} numbers a size, task.train.patch has {len(train.patch)}; "
+                "both need 3 for volumes and 2 for frames"
+            )
+        if any(side < 1 for size in (*self.query.sizes, train.patch) for side in size):
+            raise ValueError("query.sizes and task.train.patch need sides of at least 1")
+        if self.annotator.name == "oracle" and self.data.format == "folder" and self.data.masks is None:
+            raise ValueError(
+                "annotator.name oracle answers from masks, but data.masks is null; name the folder or use people"
+            )
+        return self

@@ -1,0 +1,165 @@
+"""One round's folder for the annotators: written whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from dal_dense.errors import DataError
+from dal_dense.exchange import coco, frames, nifti
+from dal_dense.exchange.asked import SIDECAR, load_sidecar
+from dal_dense.exchange.guide import write_guide
+from dal_dense.images import read_header, read_image, sha256_of
+from dal_dense.pool import Pool
+from dal_dense.query import Query, QueryRegion, Sidecar, SidecarRegion, SourceImage
+from dal_dense.records import IGNORE, ImageRecord
+from dal_dense.tasks.base import Proposal
+
+RETURNED = "returned"
+
+
+def batch_folder(run_dir: Path, round: int) -> Path:
+    """Where the batch of one round lies."""
+    return run_dir / "queries" / f"round_{round:03d}"
+
+
+def write_batch(
+    batch_dir: Path,
+    query: Query,
+    pool: Pool,
+    proposals: Mapping[str, Proposal],
+    *,
+    run_id: str,
+    classes: Sequence[str],
+    model_sha256: str | None,
+    background: int | None = 0,
+) -> Path:
+    """Export one query: crops, proposals, whole images, sidecar and instructions.
+
+    Everything is written beside `batch_dir` and renamed at the end, so a killed export leaves nothing
+    that looks complete. A batch that is there already is left as it is.
+
+    Args:
+        batch_dir: see `batch_folder`.
+        query: what is asked.
+        pool: knows the images.
+        proposals: the model's answers by region id; empty before the first fit.
+        run_id: of the ledger.
+        classes: names; the position is the class number.
+        model_sha256: the weights behind the proposals.
+        background: class of ground that COCO leaves without annotation; None if there is no such class.
+
+    Returns:
+        `batch_dir`.
+
+    Raises:
+        DataError: if an image cannot be read, another query's batch is in the way, or the disk is full.
+    """
+    if batch_dir.exists():
+        _check_same(batch_dir, query)
+        return batch_dir
+    _check_names(query)
+    parts = batch_dir.with_name(f".{batch_dir.name}.partial")
+    try:
+        shutil.rmtree(parts, ignore_errors=True)
+        for name in ("images", "proposals", "scans" if pool.ndim == 3 else "frames", RETURNED):
+            (parts / name).mkdir(parents=True)
+        entries = _write_images(parts, query, pool, proposals)
+        if pool.ndim == 2:
+            coco.write_crops(parts, entries, proposals, classes, background)
+            coco.write_frames(parts, entries, proposals, classes, background)
+        sidecar = Sidecar(
+            run=run_id,
+            round=query.round,
+            strategy=query.strategy,
+            seed=query.seed,
+            model_sha256=model_sha256,
+            classes={str(i): name for i, name in enumerate(classes)},
+            ignore_index=IGNORE,
+            background=background,
+            regions=tuple(entries),
+        )
+        write_guide(parts, sidecar, pool.ndim)
+        (parts / SIDECAR).write_text(sidecar.model_dump_json(indent=1), encoding="utf-8")
+        parts.rename(batch_dir)
+    except OSError as error:
+        shutil.rmtree(parts, ignore_errors=True)
+        raise DataError(
+            f"{batch_dir}: the batch cannot be written ({error.strerror or error}); "
+            "free space or mend the folder's permissions, then call again"
+        ) from error
+    return batch_dir
+
+
+def _check_same(batch_dir: Path, query: Query) -> None:
+    there = [e.region.model_copy(update={"score": 0.0}) for e in load_sidecar(batch_dir).regions]
+    wanted = [r.model_copy(update={"score": 0.0}) for r in query.regions]
+    if there != wanted:
+        raise DataError(
+            f"{batch_dir}: holds another query ({len(there)} regions) than round {query.round} asks "
+            f"({len(wanted)} regions); move the folder away and call again"
+        )
+
+
+def _check_names(query: Query) -> None:
+    """A returned file's name must mean one thing."""
+    clash = {r.id for r in query.regions} & {r.image_id for r in query.regions}
+    if clash:
+        raise DataError(f"{sorted(clash)[0]} is both a region's and an image's id; rename the image file")
+
+
+def _write_images(
+    parts: Path, query: Query, pool: Pool, proposals: Mapping[str, Proposal]
+) -> list[SidecarRegion]:
+    by_image: dict[str, list[QueryRegion]] = {}
+    for region in query.regions:
+        by_image.setdefault(region.image_id, []).append(region)
+    sources: dict[str, SourceImage] = {}
+    files: dict[str, dict[str, str]] = {}
+    for image_id, regions in by_image.items():
+        record = pool[image_id]
+        values = read_image(record)
+        sources[image_id] = _source(record)
+        _check_proposals(regions, proposals)
+        if record.ndim == 3:
+            files |= nifti.write_volume(parts, image_id, values, _affine(record), regions, proposals)
+        else:
+            files |= frames.write_frame(parts, image_id, values, record.paths[0], regions, proposals)
+    return [
+        SidecarRegion(region=_storable(r), source=sources[r.image_id], files=files[r.id]) for r in query.regions
+    ]
+
+
+def _affine(record: ImageRecord) -> Float[np.ndarray, "4 4"]:
+    affine = read_header(record).affine
+    if affine is None:
+        raise DataError(f"{record.paths[0]}: the volume has no affine, so a crop cannot be placed; give it one (sform)")
+    return affine
+
+
+def _check_proposals(regions: Sequence[QueryRegion], proposals: Mapping[str, Proposal]) -> None:
+    for region in regions:
+        if region.id in proposals and proposals[region.id].label.shape != region.shape:
+            found = proposals[region.id].label.shape
+            raise ValueError(f"proposal for {region.id} has shape {found}, the region {region.shape}")
+
+
+def _storable(region: QueryRegion) -> QueryRegion:
+    """JSON has no NaN; a region chosen without a score gets 0."""
+    return region if isfinite(region.score) else region.model_copy(update={"score": 0.0})
+
+
+def _source(record: ImageRecord) -> SourceImage:
+    header = read_header(record)
+    affine = None if header.affine is None else np.asarray(header.affine, dtype=np.float64)
+    return SourceImage(
+        path=record.relative[0],
+        sha256=sha256_of(record.paths[0]),
+        shape=tuple(int(n) for n in header.shape),
+        affine=None if affine is None else tuple(tuple(row) for row in affine.tolist()),
+    )

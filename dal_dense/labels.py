@@ -1,0 +1,124 @@
+"""What is known of the pool, read from the ledger: labels to learn from, and ground to keep off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from jaxtyping import UInt8
+
+from dal_dense.errors import LabelError
+from dal_dense.images import read_header, sha256_of
+from dal_dense.ledger import Initial, Ledger
+from dal_dense.ledger_rows import label_sha256
+from dal_dense.pool import ImageRecord, Pool
+from dal_dense.regions import Box, Regions
+from dal_dense.tasks.base import LabelledImage
+
+
+def know_initial(ledger: Ledger, pool: Pool, records: Iterable[ImageRecord]) -> int:
+    """Record the masks of these images as known from the start; returns how many are new.
+
+    May be called at every start: masks that are recorded already are not read again, and an image
+    of which regions were asked meanwhile keeps its answers instead.
+
+    Raises:
+        LabelError: if an image has no mask.
+        DataError: if a mask cannot be used; it is told now, not in the middle of the first fit.
+    """
+    passed = {i.image_id for i in ledger.initial()} | {r.image_id for q in ledger.queries() for r in q.regions}
+    new = 0
+    for record in records:
+        if record.id not in passed:
+            mask = _mask(pool, record)
+            new += ledger.record_initial(record.id, str(record.mask), _fingerprint(record, mask))
+    return new
+
+
+def labelled_images(ledger: Ledger, pool: Pool, *, upto: int | None = None) -> list[LabelledImage]:
+    """Everything to learn from, by image id: initial masks as one whole box, and answered regions.
+
+    Quarantined images are left out. Answers of an image are in the order in which they were asked.
+
+    Args:
+        ledger: the run.
+        pool: its images.
+        upto: only what had arrived when this round was closed, so that a fit that is repeated after
+            a crash learns from the same labels.
+
+    Raises:
+        LabelError: if an initial mask changed since the run began.
+        DataError: if an initial mask cannot be read, or an image with labels is not in the pool any more.
+    """
+    found: dict[str, list[tuple[Box, UInt8[np.ndarray, "..."]]]] = {}
+    for known in ledger.initial():
+        if (record := _record(pool, known.image_id)) is not None:
+            mask = _unchanged(pool, record, known)
+            found[known.image_id] = [(_whole(mask.shape), mask)]
+    for answer in ledger.answered(upto=upto):
+        if _record(pool, answer.region.image_id) is not None:
+            found.setdefault(answer.region.image_id, []).append((answer.region.box, answer.label))
+    return [
+        LabelledImage(
+            record=pool[image_id],
+            regions=Regions.of((box for box, _ in pairs), pool[image_id].ndim),
+            labels=tuple(label for _, label in pairs),
+        )
+        for image_id, pairs in sorted(found.items())
+    ]
+
+
+def ground(ledger: Ledger, pool: Pool) -> tuple[dict[str, list[Box]], dict[str, list[Box]]]:
+    """(labelled, blocked) boxes by image id. Blocked: asked and still open, or rejected.
+
+    Reads headers of images with an initial mask, but no labels and no voxels. Quarantined images
+    are left out.
+
+    Raises:
+        DataError: if such an image is not in the pool any more, or its header cannot be read.
+    """
+    labelled: dict[str, list[Box]] = {}
+    for known in ledger.initial():
+        if (record := _record(pool, known.image_id)) is not None:
+            labelled[known.image_id] = [_whole(read_header(record).shape)]
+    for region in ledger.answered_regions():
+        if region.image_id not in pool.quarantined:
+            labelled.setdefault(region.image_id, []).append(region.box)
+    blocked: dict[str, list[Box]] = {}
+    for region in (*ledger.open_regions(), *(j.region for j in ledger.rejected())):
+        if region.image_id not in pool.quarantined:
+            blocked.setdefault(region.image_id, []).append(region.box)
+    return labelled, blocked
+
+
+def _whole(shape: tuple[int, ...]) -> Box:
+    return (0,) * len(shape), tuple(int(n) for n in shape)
+
+
+def _record(pool: Pool, image_id: str) -> ImageRecord | None:
+    """The image; None if it is quarantined."""
+    return None if image_id in pool.quarantined else pool[image_id]
+
+
+def _mask(pool: Pool, record: ImageRecord) -> UInt8[np.ndarray, "..."]:
+    mask = pool.mask(record)
+    if mask is None:
+        raise LabelError(f"image {record.id}: its mask is to be known from the start, but there is none; add the file")
+    return mask
+
+
+def _unchanged(pool: Pool, record: ImageRecord, known: Initial) -> UInt8[np.ndarray, "..."]:
+    mask = _mask(pool, record)
+    if _fingerprint(record, mask) != known.sha256:
+        raise LabelError(
+            f"{record.mask}: the mask of {record.id} changed since the run began; "
+            "restore the file, or begin a new run_dir with the new mask"
+        )
+    return mask
+
+
+def _fingerprint(record: ImageRecord, mask: UInt8[np.ndarray, "..."]) -> str:
+    """Of the mask's own file; in a COCO json, which may grow by other images, of its voxels."""
+    if record.mask_format == "coco" or record.mask is None:
+        return label_sha256(mask)
+    return sha256_of(record.mask)

@@ -1,0 +1,103 @@
+"""Offers: all that the acquisition engine ever sees of the pool.
+
+A struct of tensors with a row per region on offer. Voxels, probabilities and files stay behind:
+each uncertainty map is reduced to these rows on the device where it was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from jaxtyping import Bool, Float, Int, Integer
+from torch import Tensor
+
+from dal_dense.regions import Regions
+
+KINDS = ("crop", "slice", "image")
+"""Query kinds; `Offers.kind` holds the position in this tuple."""
+
+
+@dataclass(frozen=True)
+class Offers:
+    """N regions on offer. All tensors share the first dimension N and one device.
+
+    Attributes:
+        image: row of the image in the pool's listing of this round, int64 (N,).
+        group: number of its group (patient, drive), int64 (N,).
+        regions: boxes in the image's own array index space.
+        kind: position in `KINDS`, uint8 (N,).
+        key: 63-bit id of (image id, box); the same in every process and order, int64 (N,).
+            Random draws are keyed by it.
+        score: value of labelling one voxel here, >= 0, float32 (N,); which score is the task's setting.
+        class_score: the same split by class (class-wise predictive entropy), float32 (N, C).
+        shares: predicted class shares, rows sum to 1, float32 (N, C).
+        boundary: expected length of all contours inside, mm (volumes) or pixels (frames), float32 (N,).
+        objects: expected number of objects inside, float32 (N,).
+        area: ground to be searched, mm^2 summed over slices (volumes) or pixels^2 (frames), float32 (N,).
+        seconds: predicted labelling time of the region without opening its image, float32 (N,).
+        image_seconds: predicted time to open the region's image, once an image and round, float32 (N,).
+        embedding: network features pooled over the box, float32 (N, E); E may be 0.
+        labelled: rows of ground that is labelled already. They are never chosen; diversity
+            strategies measure distance to them. bool (N,).
+    """
+
+    image: Int[Tensor, " N"]
+    group: Int[Tensor, " N"]
+    regions: Regions
+    kind: Integer[Tensor, " N"]
+    key: Int[Tensor, " N"]
+    score: Float[Tensor, " N"]
+    class_score: Float[Tensor, "N C"]
+    shares: Float[Tensor, "N C"]
+    boundary: Float[Tensor, " N"]
+    objects: Float[Tensor, " N"]
+    area: Float[Tensor, " N"]
+    seconds: Float[Tensor, " N"]
+    image_seconds: Float[Tensor, " N"]
+    embedding: Float[Tensor, "N E"]
+    labelled: Bool[Tensor, " N"]
+    extra: dict[str, Float[Tensor, " N"]] = field(default_factory=dict)
+    """Further scores by name (margin, mutual_information, ...), for the report and for study."""
+
+    def __post_init__(self) -> None:
+        n = len(self.regions)
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor) and value.shape[0] != n:
+                raise ValueError(f"Offers.{f.name} has {value.shape[0]} rows, regions has {n}")
+
+    def __len__(self) -> int:
+        return len(self.regions)
+
+    def __getitem__(self, rows: Tensor) -> Offers:
+        picked = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "extra"}
+        return replace(self, **picked, extra={k: v[rows] for k, v in self.extra.items()})
+
+    @property
+    def device(self) -> torch.device:
+        """Where the columns lie; selection runs there."""
+        return self.image.device
+
+    def to(self, device: torch.device | str) -> Offers:
+        """The same rows on another device."""
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "extra"}
+        return replace(self, **moved, extra={k: v.to(device) for k, v in self.extra.items()})
+
+
+def concat(parts: Sequence[Offers]) -> Offers:
+    """Rows of all parts, in order. Parts must agree in classes, embedding width and extra scores."""
+    if not parts:
+        raise ValueError("nothing to concatenate: no offers were given")
+    columns: dict[str, object] = {}
+    for f in fields(Offers):
+        values = [getattr(p, f.name) for p in parts]
+        if f.name == "regions":
+            columns[f.name] = Regions(torch.cat([r.start for r in values]), torch.cat([r.stop for r in values]))
+        elif f.name == "extra":
+            names = [k for k in values[0] if all(k in v for v in values)]
+            columns[f.name] = {k: torch.cat([v[k] for v in values]) for k in names}
+        else:
+            columns[f.name] = torch.cat(values)
+    return Offers(**columns)  # type: ignore[arg-type]

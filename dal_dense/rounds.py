@@ -1,0 +1,370 @@
+"""The steps of a round: ask, answer, fit, measure. `tools/train_al.py` puts them in order.
+
+Every step ends with one record in the ledger and does nothing if that record is there already, so
+the loop may be cut anywhere and called again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from dal_dense.acquire import Budget, Round, Selection, acquire
+from dal_dense.annotators import Annotator, Outcome, Proposed, nothing_proposed
+from dal_dense.config import Config
+from dal_dense.console import Screen
+from dal_dense.costs import CostModel, CostPrior, refit
+from dal_dense.errors import BudgetError, DataError, LedgerError, Stopped
+from dal_dense.images import read_header, read_image
+from dal_dense.labels import ground, labelled_images
+from dal_dense.ledger import Ledger
+from dal_dense.noise import text_key, uniform
+from dal_dense.offer_maps import geometry_offers
+from dal_dense.offers import KINDS, Offers, concat
+from dal_dense.pool import ImageRecord, Pool
+from dal_dense.query import Query, QueryRegion
+from dal_dense.query_sizes import offer_spec
+from dal_dense.regions import Regions
+from dal_dense.report.gallery import tiles_for_query
+from dal_dense.report.page import write_report
+from dal_dense.report.words import duration
+from dal_dense.results import collect
+from dal_dense.tasks.base import FitReport, LabelledImage, Measurement, Proposal, Task
+
+MODEL_FREE = ("random", "uniform")
+"""Strategies that look at no prediction, so that the pool need not be run through the network."""
+HEADERS_AT_MOST = 2000
+"""Images considered by strategies that need no model; more would only cost time to read headers."""
+
+
+@dataclass
+class Run:
+    """A run's parts, wired by `build.open_run`. Only the pool changes: it grows and quarantines."""
+
+    config: Config
+    pool: Pool
+    task: Task
+    annotator: Annotator
+    costs: CostModel
+    ledger: Ledger
+    screen: Screen
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of the run lies."""
+        return self.config.run_dir
+
+    @property
+    def quota_classes(self) -> tuple[int, ...]:
+        """Classes that quotas are for: all but the background, where there is one."""
+        return tuple(range(1 if self.config.task.background else 0, len(self.pool.classes)))
+
+
+def ask(run: Run, number: int) -> Query | None:
+    """Choose and record the regions of one round; None if the budget of the whole run is spent.
+
+    Round 0 is the start set: no model, no truth. A chosen image that cannot be read is quarantined
+    and the choice is made again, so that nobody is sent to a broken file.
+
+    Raises:
+        BudgetError: if the round's budget buys nothing, or nothing is left to ask.
+    """
+    if (known := run.ledger.query(number)) is not None:
+        return known
+    config, began = run.config, time.monotonic()
+    seconds = config.budget.seconds_per_round if number else config.budget.start_seconds
+    if config.budget.total_seconds is not None:
+        seconds = min(seconds, config.budget.total_seconds - run.ledger.spent())
+    strategy = config.strategy.name if number else config.strategy.start
+    grow(run)
+    query = Query(round=number, strategy=strategy, seed=run.ledger.seed_for("ask", number), regions=())
+    if number and seconds <= 0:
+        return None
+    if seconds > 0:
+        query = _chosen(run, query, seconds)
+    run.ledger.record_query(query, seconds_to_choose=time.monotonic() - began)
+    return query
+
+
+def _chosen(run: Run, query: Query, seconds: float) -> Query:
+    """The query with the regions that these seconds buy."""
+    offers, names = offers_of_pool(run, query.round, query.strategy)
+    offers = priced(run, offers)
+    budget = Budget(seconds, run.config.query.max_per_image, run.config.query.max_per_group)
+    when = Round(query.round, run.config.budget.rounds, query.seed)
+    while True:
+        chosen = acquire(offers, budget, run.config.strategy, when, quota_classes=run.quota_classes)
+        bad = unreadable(run, {names[i] for i in offers.image[chosen.rows].tolist()})
+        if not bad:
+            return query_of(query, offers, chosen, names, run.pool.classes)
+        gone = torch.tensor([name in bad for name in names], device=offers.device)
+        offers = offers[~gone[offers.image]]
+
+
+def offers_of_pool(run: Run, number: int, strategy: str) -> tuple[Offers, list[str]]:
+    """Offers of the images that are looked at in this round, and the images' ids by `Offers.image`."""
+    labelled, blocked = ground(run.ledger, run.pool)
+    records = looked_at(run, number, strategy)
+    groups = {g: i for i, g in enumerate(sorted({r.group for r in run.pool.train}))}
+    offer: Callable[..., Offers]
+    if strategy in MODEL_FREE:
+        prior = CostPrior.of(run.config.costs, run.ledger.cost_log())
+        offer = _model_free(run, number, prior)
+    else:
+        offer = _by_model(run, number)
+    parts: list[Offers] = []
+    for i, record in enumerate(records):
+        if run.screen.stopping():
+            raise Stopped
+        run.screen.hooks().progress("looking at the pool", i, len(records))
+        try:
+            known = Regions.of(labelled.get(record.id, ()), record.ndim)
+            closed = Regions.of(blocked.get(record.id, ()), record.ndim)
+            parts.append(offer(record, known, closed, image=i, group=groups[record.group]))
+        except DataError as problem:
+            quarantine(run, record.id, problem)
+    if not parts:
+        raise BudgetError("no image is left to ask from; add images to the pool, or see the quarantined files above")
+    return concat(parts), [r.id for r in records]
+
+
+def _by_model(run: Run, number: int) -> Callable[..., Offers]:
+    model = model_of(run, number - 1)
+
+    def offer(record: ImageRecord, labelled: Regions, blocked: Regions, *, image: int, group: int) -> Offers:
+        return run.task.offers(model, record, labelled, blocked, image=image, group=group)
+
+    return offer
+
+
+def _model_free(run: Run, number: int, prior: CostPrior) -> Callable[..., Offers]:
+    seed = run.ledger.seed_for("boxes", number)
+
+    def offer(record: ImageRecord, labelled: Regions, blocked: Regions, *, image: int, group: int) -> Offers:
+        header = read_header(record)
+        return geometry_offers(
+            record.id,
+            header.shape,
+            offer_spec(run.config.query, header, run.costs),
+            prior,
+            seed=seed,
+            image=image,
+            group=group,
+            labelled=labelled,
+            blocked=blocked,
+            classes=len(run.pool.classes),
+        )
+
+    return offer
+
+
+def looked_at(run: Run, number: int, strategy: str) -> list[ImageRecord]:
+    """The pool images of this round: all, or a sample drawn by seed that is the same in any order."""
+    limit = run.config.query.scan_images
+    if strategy in MODEL_FREE:
+        limit = min(limit or HEADERS_AT_MOST, HEADERS_AT_MOST)
+    records = run.pool.train
+    if limit is None or len(records) <= limit:
+        return list(records)
+    keys = torch.tensor([text_key(r.id) for r in records])
+    drawn = uniform(keys, run.ledger.seed_for("look", number), "images").argsort()[:limit]
+    return [records[i] for i in drawn.sort().values.tolist()]
+
+
+def priced(run: Run, offers: Offers) -> Offers:
+    """Offers with the seconds that the run's own log of charges has taught."""
+    costs = refit(run.costs, run.ledger.cost_log()) if run.config.costs.refit else run.costs
+    seconds = torch.where(offers.labelled, 0.0, costs.seconds(offers.area, offers.boundary, offers.objects))
+    return replace(offers, seconds=seconds, image_seconds=torch.full_like(seconds, costs.image_seconds))
+
+
+def unreadable(run: Run, names: set[str]) -> set[str]:
+    """Those of the chosen images that cannot be read; each is quarantined and listed."""
+    bad = set()
+    for name in sorted(names):
+        try:
+            read_image(run.pool[name])
+            if run.config.annotator.name == "oracle":
+                run.pool.mask(run.pool[name])
+        except DataError as problem:
+            quarantine(run, name, problem)
+            bad.add(name)
+    return bad
+
+
+def quarantine(run: Run, image_id: str, problem: DataError) -> None:
+    """Set one bad image aside, in the ledger and on screen.
+
+    Raises:
+        DataError: the same problem, if the settings ask for strictness.
+    """
+    if run.config.data.strict:
+        raise problem
+    run.screen.warn(f"{image_id} is quarantined: {problem}")
+    run.ledger.record_event("quarantine", {"image": image_id, "reason": str(problem)})
+    run.pool = run.pool.quarantine(image_id, str(problem))
+
+
+def grow(run: Run) -> None:
+    """Let files that appeared since join the pool."""
+    fresh = run.pool.refresh()
+    known = {r.id for r in run.pool.train}
+    new = [r.id for r in fresh.train if r.id not in known]
+    if new:
+        run.screen.say(f"{len(new)} new images joined the pool")
+        run.ledger.record_event("grown", {"images": new})
+        run.pool = fresh
+
+
+def query_of(empty: Query, offers: Offers, chosen: Selection, names: list[str], classes: tuple[str, ...]) -> Query:
+    """The chosen rows as plain, frozen values for the ledger."""
+    picked = offers[chosen.rows].to("cpu")
+    boxes = list(picked.regions.boxes())
+    rows = zip(chosen.seconds.tolist(), chosen.value.tolist(), strict=True)
+    regions = [
+        QueryRegion(
+            id=f"r{empty.round:02d}-{i:03d}",
+            image_id=names[int(picked.image[i])],
+            kind=KINDS[int(picked.kind[i])],
+            start=boxes[i][0],
+            stop=boxes[i][1],
+            score=value,
+            seconds=seconds,
+            boundary=float(picked.boundary[i]),
+            objects=float(picked.objects[i]),
+            shares={c: round(s, 4) for c, s in zip(classes, picked.shares[i].tolist(), strict=True)},
+        )
+        for i, (seconds, value) in enumerate(rows)
+    ]
+    return empty.model_copy(update={"regions": tuple(regions)})
+
+
+def model_of(run: Run, number: int) -> object:
+    """The model that round `number` fitted."""
+    fitted = run.ledger.fit(number)
+    if fitted is None:
+        raise LedgerError(
+            f"round {number} has no fit in the ledger of {run.folder}; start the run anew in another run_dir"
+        )
+    return run.task.load(fitted.weights)
+
+
+def answer(run: Run, number: int) -> Outcome:
+    """Let the annotator answer; draw the gallery of what is asked. Closes the round once enough is back."""
+    query = run.ledger.query(number)
+    if query is None:
+        raise LedgerError(f"round {number} has asked nothing in {run.folder}")
+
+    def propose() -> Proposed:
+        return proposals(run, query)
+
+    if query.regions and not (run.folder / "gallery" / f"legend-{number}.json").exists():
+        draw_gallery(run, query, propose())
+    outcome = run.annotator.annotate(query, pool=run.pool, ledger=run.ledger, propose=propose)
+    for problem in outcome.problems:
+        run.screen.warn(problem)
+    if outcome.enough(run.config.annotator.proceed_at):
+        run.ledger.close_round(number)
+    return outcome
+
+
+def proposals(run: Run, query: Query) -> Proposed:
+    """What the last model thinks of the query's regions; nothing before there is one."""
+    if query.round == 0:
+        return nothing_proposed()
+    model = model_of(run, query.round - 1)
+    labels: dict[str, Proposal] = {}
+    for name in dict.fromkeys(r.image_id for r in query.regions):
+        asked = [r for r in query.regions if r.image_id == name]
+        boxes = Regions.of((r.box for r in asked), run.pool.ndim)
+        found = run.task.propose(model, run.pool[name], boxes)
+        labels.update(zip((r.id for r in asked), found, strict=True))
+    return Proposed(labels, run.task.parameters_sha256(model))
+
+
+def draw_gallery(run: Run, query: Query, proposed: Proposed) -> None:
+    """Pictures of the query for the report."""
+    shown = run.config.task.intensity
+    tiles_for_query(
+        query,
+        run.pool,
+        proposed.labels,
+        run.pool.classes,
+        run.folder / "gallery",
+        (shown.low, shown.high) if shown.kind == "window" else None,
+        background=run.config.task.background,
+    )
+
+
+def fit(run: Run, number: int) -> FitReport:
+    """Train on everything that is labelled by now."""
+    labelled = labelled_images(run.ledger, run.pool, upto=number)
+    warn_of_absent_classes(run, labelled)
+    last = run.ledger.fit(number - 1) if number else None
+    return run.task.fit(
+        labelled,
+        seed=run.ledger.seed_for("fit", number),
+        out=run.folder / "models" / f"round_{number:03d}",
+        previous=last.weights if last else None,
+        hooks=run.screen.hooks(),
+    )
+
+
+def warn_of_absent_classes(run: Run, labelled: Sequence[LabelledImage]) -> None:
+    """Say which classes nobody has labelled yet: the model cannot know them."""
+    if not labelled:
+        raise DataError(
+            "nothing is labelled, so there is nothing to learn from; give annotator.initial_masks "
+            "or a start set (budget.start_seconds)"
+        )
+    seen = {int(v) for image in labelled for array in image.labels for v in np.unique(array)}
+    absent = [name for i, name in enumerate(run.pool.classes) if i not in seen]
+    if absent:
+        run.screen.warn(
+            f"no voxel of {', '.join(absent)} is labelled yet, so the model cannot know it; "
+            "raise budget.start_seconds, or add an image with it to annotator.initial_masks"
+        )
+
+
+def measure(run: Run, number: int) -> Measurement:
+    """The fitted model's figures on the held-out images."""
+    if not run.ledger.events("tested"):  # a broken test image is set aside before the first figure, never later
+        for record in run.pool.test:
+            try:
+                read_image(record)
+                run.pool.mask(record)
+            except DataError as problem:
+                quarantine(run, record.id, problem)
+        run.ledger.record_event("tested", {"images": [r.id for r in run.pool.test]})
+    return run.task.evaluate(model_of(run, number), run.pool.test, hooks=run.screen.hooks())
+
+
+def table(run: Run) -> Table:
+    """All rounds so far, a row each."""
+    results = collect(run.ledger)
+    shown = Table(title=f"{run.folder.name}: {results.strategy}")
+    for name in ("round", "asked", "predicted", "charged", "in all", results.metric or "metric", *run.pool.classes[1:]):
+        shown.add_column(name, justify="right")
+    for r in results.rounds:
+        classes = [r.per_class.get(c) for c in run.pool.classes[1:]]
+        figures = [r.metric, *classes]
+        shown.add_row(
+            str(r.round),
+            f"{r.asked} in {r.images}",
+            duration(r.seconds_predicted),
+            duration(r.seconds_charged),
+            duration(r.seconds_charged_total),
+            *("-" if f is None else f"{f:.3f}" for f in figures),
+        )
+    return shown
+
+
+def report(run: Run) -> Path:
+    """Write `report.html` and `results.json`; returns the page's path."""
+    return write_report(run.ledger, run.folder)

@@ -1,0 +1,1 @@
+"""Task adapters: one framework each behind the `Task` protocol of `tasks/base.py`."""

@@ -1,0 +1,153 @@
+"""What a task adapter must offer. A third party adds a task by writing one such class.
+
+No behaviour is inherited: adapters share functions (`uncertainty`, `scores`, `costs`), and
+`tests/conformance.py` checks any of them against the promises made here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Integer
+from torch import Tensor
+
+from dal_dense.offers import Offers
+from dal_dense.pool import ImageRecord
+from dal_dense.records import IGNORE as IGNORE
+from dal_dense.regions import Regions
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """An image with what is known of it.
+
+    Attributes:
+        record: the image.
+        regions: labelled boxes, disjoint, in the file's array index space.
+        labels: one uint8 array a box, of the box's shape; values are class numbers or `IGNORE`.
+    """
+
+    record: ImageRecord
+    regions: Regions
+    labels: tuple[Integer[np.ndarray, "..."], ...]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """How a long job talks to the person: progress lines and the wish to stop.
+
+    Attributes:
+        progress: called as (what, done, total).
+        stopping: true once the person asked to stop; the job then saves and raises `Stopped`.
+    """
+
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None
+    stopping: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How good a model is on held-out images.
+
+    Attributes:
+        metric: name of `value`, such as "dice" or "miou"; larger is better.
+        value: mean over classes.
+        per_class: class name to value; NaN where the class does not occur.
+        per_group: group (patient, drive) to value, for bootstrap over groups.
+        extra: further figures by name, such as {"ece": 0.03}.
+    """
+
+    metric: str
+    value: float
+    per_class: dict[str, float]
+    per_group: dict[str, float] = field(default_factory=dict)
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What a fit left behind.
+
+    Attributes:
+        weights: folder with the members' safetensors files and `model.json`.
+        sha256: over all files of the folder.
+        figures: numbers for the ledger: final loss, temperature, ece_before, ece_after, seconds, iterations.
+    """
+
+    weights: Path
+    sha256: str
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The model's own answer for one region, to start the annotator's work and fill the report.
+
+    Attributes:
+        label: uint8 class numbers, shape of the box.
+        uncertainty: float32 score map, shape of the box.
+    """
+
+    label: Integer[np.ndarray, "..."]
+    uncertainty: np.ndarray
+
+
+@runtime_checkable
+class Task(Protocol):
+    """One framework behind the engine. Class 0 of a segmentation is background where there is one.
+
+    Promises that the conformance suite checks: `fit` with the same labels and seed gives the same
+    weights; a fit that was stopped and called again ends with those very weights; ground outside
+    the labelled regions has no influence on the weights; `offers` never overlap labelled ground,
+    lie inside the image and are the same whatever the order in which images are asked for.
+    """
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; the position is the class number."""
+        ...
+
+    def fit(
+        self,
+        labelled: Sequence[LabelledImage],
+        *,
+        seed: int,
+        out: Path,
+        previous: Path | None,
+        hooks: Hooks,
+    ) -> FitReport:
+        """Train on labelled regions only; `out` also keeps the half-done work of a stopped fit."""
+        ...
+
+    def load(self, weights: Path) -> object:
+        """The fitted model that the methods below take; weights only, never pickled objects."""
+        ...
+
+    def evaluate(self, model: object, records: Sequence[ImageRecord], *, hooks: Hooks) -> Measurement:
+        """Metric on fully labelled held-out images."""
+        ...
+
+    def offers(
+        self, model: object, record: ImageRecord, labelled: Regions, blocked: Regions, *, image: int, group: int
+    ) -> Offers:
+        """Regions of one image worth asking for: none overlaps `labelled` or `blocked` ground.
+
+        Rows for the `labelled` boxes come last, flagged `Offers.labelled`, if the task has an embedding.
+        """
+        ...
+
+    def propose(self, model: object, record: ImageRecord, regions: Regions) -> list[Proposal]:
+        """The model's answer for each region."""
+        ...
+
+    def parameters_sha256(self, model: object) -> str:
+        """Identity of the weights, for the sidecar."""
+        ...
+
+
+Maps = dict[str, Tensor]
+"""Uncertainty maps of one image by name, each of the image's own grid."""

@@ -1,0 +1,95 @@
+"""Dice and mIoU from one confusion matrix an image; nothing larger is kept."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from dal_dense.calibration import CalibrationSums
+from dal_dense.tasks.base import IGNORE, Measurement
+
+
+def confusion(
+    truth: UInt8[Tensor, "*grid"], predicted: UInt8[Tensor, "*grid"], classes: int
+) -> Int[np.ndarray, "classes classes"]:
+    """Voxels by true class (rows) and predicted class (columns); `IGNORE` in the truth is left out."""
+    known = truth != IGNORE
+    pairs = truth[known].long() * classes + predicted[known].long()
+    counts: Int[np.ndarray, "classes classes"] = (
+        torch.bincount(pairs, minlength=classes**2).reshape(classes, classes).cpu().numpy()
+    )
+    return counts
+
+
+def dice(matrix: Int[np.ndarray, "classes classes"]) -> Float[np.ndarray, " classes"]:
+    """2 TP / (2 TP + FP + FN) a class; NaN where it is neither there nor predicted."""
+    return _ratio(2 * np.diag(matrix), matrix.sum(0) + matrix.sum(1))
+
+
+def iou(matrix: Int[np.ndarray, "classes classes"]) -> Float[np.ndarray, " classes"]:
+    """TP / (TP + FP + FN) a class; NaN where it is neither there nor predicted."""
+    hits = np.diag(matrix)
+    return _ratio(hits, matrix.sum(0) + matrix.sum(1) - hits)
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> Float[np.ndarray, " classes"]:
+    return np.divide(above, below, out=np.full(len(below), np.nan), where=below > 0)
+
+
+def _mean(values: np.ndarray) -> Float[np.ndarray, " classes"]:
+    """Mean over the first axis without NaN; NaN where there is nothing else."""
+    there = ~np.isnan(values)
+    return _ratio(np.where(there, values, 0).sum(0), there.sum(0))
+
+
+@dataclass
+class Scoreboard:
+    """Running figures of one measurement.
+
+    Args:
+        classes: names.
+        metric: dice (mean over images, then over classes) or miou (all voxels pooled).
+        background: class 0 is left out of means.
+    """
+
+    classes: tuple[str, ...]
+    metric: Literal["dice", "miou"]
+    background: bool
+    _matrices: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
+    _calibration: CalibrationSums = field(default_factory=CalibrationSums)
+
+    def add(self, group: str, probs: Float[Tensor, "classes *grid"], truth: UInt8[Tensor, "*grid"]) -> None:
+        """Take one image in, on its own stored grid."""
+        self._matrices[group].append(confusion(truth, probs.argmax(0).to(torch.uint8), len(self.classes)))
+        known = truth != IGNORE
+        self._calibration.add(probs[:, known], truth[known])
+
+    def result(self) -> Measurement:
+        """The measurement over everything added."""
+        everything = [m for group in self._matrices.values() for m in group]
+        per_class = self._per_class(everything)
+        return Measurement(
+            metric=self.metric,
+            value=self._over_classes(per_class),
+            per_class=dict(zip(self.classes, per_class.tolist(), strict=True)),
+            per_group={g: self._over_classes(self._per_class(m)) for g, m in sorted(self._matrices.items())},
+            extra={"ece": self._calibration.error()},
+        )
+
+    def _per_class(self, matrices: Sequence[np.ndarray]) -> Float[np.ndarray, " classes"]:
+        if not matrices:
+            return np.full(len(self.classes), np.nan)
+        if self.metric == "miou":
+            return iou(np.sum(matrices, axis=0))
+        return _mean(np.stack([dice(m) for m in matrices]))
+
+    def _over_classes(self, values: np.ndarray) -> float:
+        counted = values[1:] if self.background else values
+        return float(_mean(counted[:, None])[0])

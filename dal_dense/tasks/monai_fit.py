@@ -1,0 +1,225 @@
+"""The training loop: stopped at any moment and called again, it ends with the very same weights.
+
+Nothing is drawn from a global generator: the crops of iteration i and the dropout of iteration i
+are functions of (seed, i), and the learning rate is a function of i. What a half-done fit leaves is
+therefore parameters, optimiser state and a number.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dal_dense.config import TrainConfig
+from dal_dense.errors import ConfigError, Stopped
+from dal_dense.noise import derive_seed
+from dal_dense.tasks.base import Hooks
+from dal_dense.tasks.monai_batches import Crops
+from dal_dense.tasks.monai_losses import dice_ce
+from dal_dense.tasks.monai_networks import Network
+from dal_dense.tasks.monai_weights import put_weights, save_weights, write_whole
+
+WARM_UP = 0.1
+"""Share of the iterations in which the learning rate rises."""
+
+CLIP = 1.0
+"""Largest norm of a gradient."""
+
+PERTURB = 0.1
+"""shrink_perturb: share of a fresh network's weights that is added to the shrunk ones."""
+
+LOOK_EVERY = 20
+"""Iterations between checks that the loss is a number (each waits for the device)."""
+
+
+@dataclass(frozen=True)
+class Stint:
+    """One member's training.
+
+    Attributes:
+        crops: where batches come from.
+        train: settings.
+        background: class 0 is background.
+        seed: of dropout.
+        device: where it runs.
+        folder: where the half-done state and snapshots go.
+        inputs: digest of labels, seed and settings; a state of other inputs is not continued.
+        snapshots: iterations after which the weights are kept, to file name.
+        clock: seconds, for checkpoints and the figures only.
+    """
+
+    crops: Crops
+    train: TrainConfig
+    background: bool
+    seed: int
+    device: torch.device
+    folder: Path
+    inputs: str
+    snapshots: Mapping[int, str]
+    clock: Callable[[], float] = time.monotonic
+
+
+@dataclass
+class _Progress:
+    iteration: int = 0
+    loss: float = math.nan
+    seconds: float = 0.0
+
+
+def train_network(network: Network, stint: Stint, hooks: Hooks, *, done: int, total: int) -> tuple[float, float]:
+    """Train, or go on training, one network; its snapshots lie in the folder afterwards.
+
+    Args:
+        network: freshly built (or warm) weights, on the device.
+        stint: what to do.
+        hooks: progress and the wish to stop.
+        done: iterations of earlier members, for progress.
+        total: iterations of all members.
+
+    Returns:
+        Running mean of the loss at the end, and seconds of training.
+
+    Raises:
+        Stopped: the person asked to stop; the half-done state is saved.
+        ConfigError: the loss is no longer a number.
+    """
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=stint.train.lr, weight_decay=stint.train.weight_decay, fused=True
+    )
+    state = stint.folder / "half_done.pt"
+    at = _resume(state, stint, network, optimiser)
+    began = saved = stint.clock()
+    before = at.seconds
+    network.train()
+    loss = torch.tensor(at.loss, device=stint.device)
+    with _deterministic(stint.device):
+        while at.iteration < stint.train.iterations:
+            loss = _step(network, optimiser, stint, at.iteration, loss)
+            at.iteration += 1
+            hooks.progress("fit", done + at.iteration, total)
+            if at.iteration % LOOK_EVERY == 0:
+                _finite(loss, at.iteration)
+            if at.iteration in stint.snapshots:
+                save_weights(network, stint.folder / stint.snapshots[at.iteration])
+            now = stint.clock()
+            at.seconds = before + now - began
+            stopping = hooks.stopping()
+            if (stopping or now - saved >= stint.train.checkpoint_seconds) and at.iteration < stint.train.iterations:
+                at.loss, saved = float(loss), now
+                _save(state, stint, network, optimiser, at)
+                if stopping:
+                    raise Stopped
+    _finite(loss, at.iteration)
+    state.unlink(missing_ok=True)
+    return float(loss), at.seconds
+
+
+def _step(network: Network, optimiser: torch.optim.Optimizer, stint: Stint, iteration: int, running: Tensor) -> Tensor:
+    """One optimiser step; returns the running mean of the loss, still on the device."""
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate(stint.train, iteration)
+    images, labels = stint.crops.batch(iteration, stint.device)
+    with seeded(derive_seed(stint.seed, "dropout", iteration), stint.device), mixed_precision(stint.device):
+        logits = network(images)
+    loss = dice_ce(logits, labels, background=stint.background)
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(network.parameters(), CLIP)
+    optimiser.step()
+    return torch.where(running.isnan(), loss.detach(), 0.98 * running + 0.02 * loss.detach())
+
+
+def learning_rate(train: TrainConfig, iteration: int) -> float:
+    """Linear warm-up, then a cosine down to a hundredth of the peak (Smith & Topin 2019; Loshchilov & Hutter 2017)."""
+    warm = max(1, round(WARM_UP * train.iterations))
+    if iteration < warm:
+        return train.lr * (iteration + 1) / warm
+    along = (iteration - warm) / max(1, train.iterations - warm)
+    return train.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * along)))
+
+
+def late_snapshots(iterations: int, count: int) -> list[int]:
+    """Iterations of `count` snapshots spread over the last third of a fit, the end first."""
+    thirds = [iterations - round(k * iterations / 3 / count) for k in range(count)]
+    return list(dict.fromkeys(max(1, n) for n in thirds))
+
+
+def start_from(network: Network, weights: Mapping[str, Tensor], where: Path, train: TrainConfig) -> None:
+    """Give a fresh network the last round's weights: as they are (warm), or shrunk and perturbed.
+
+    The perturbation is a share of the fresh network's own weights (Ash & Adams 2020, "On Warm-Starting
+    Neural Network Training").
+    """
+    if train.start == "shrink_perturb":
+        fresh = {name: p.detach().cpu().clone() for name, p in network.named_parameters()}
+        weights = {k: train.shrink * w + PERTURB * fresh[k] if k in fresh else w for k, w in weights.items()}
+    put_weights(network, weights, where)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Dropout from its own seed; the global generator is as it was afterwards."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """bfloat16 where CUDA has it; float32 elsewhere."""
+    wanted = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)
+
+
+@contextmanager
+def _deterministic(device: torch.device) -> Iterator[None]:
+    if device.type != "cuda":
+        yield
+        return
+    with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+        yield
+
+
+def _finite(loss: Tensor, iteration: int) -> None:
+    if not bool(torch.isfinite(loss)):
+        raise ConfigError(
+            f"task.train.lr: the loss is no longer a number at iteration {iteration}; "
+            "lower task.train.lr (a third of it is a good next try)"
+        )
+
+
+def _save(path: Path, stint: Stint, network: Network, optimiser: torch.optim.Optimizer, at: _Progress) -> None:
+    state = {
+        "inputs": stint.inputs,
+        "seed": stint.seed,
+        "iteration": at.iteration,
+        "loss": at.loss,
+        "seconds": at.seconds,
+        "network": {name: p.detach() for name, p in network.named_parameters()},
+        "optimiser": optimiser.state_dict(),
+    }
+    write_whole(path, lambda target: torch.save(state, target))
+
+
+def _resume(path: Path, stint: Stint, network: Network, optimiser: torch.optim.Optimizer) -> _Progress:
+    """Where an earlier call left off; a state that is absent, damaged or of other inputs means the beginning."""
+    if not path.exists():
+        return _Progress()
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=stint.device, weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
+        return _Progress()
+    if (state["inputs"], state["seed"]) != (stint.inputs, stint.seed):
+        return _Progress()
+    put_weights(network, state["network"], path)
+    optimiser.load_state_dict(state["optimiser"])
+    return _Progress(int(state["iteration"]), float(state["loss"]), float(state["seconds"]))

@@ -1,0 +1,183 @@
+"""Networks by name, 2-D and 3-D: UNet, DynUNet, SegResNet; all fit a batch of one.
+
+Instance or group norm only, so that a draw with dropout never moves a running mean. Dropout is set
+by us, on the deep levels: there it says most about what the network does not know (Kendall, Badrinarayanan
+& Cipolla 2015, Bayesian SegNet), and it costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from monai.networks.nets import DynUNet, SegResNet, UNet
+from torch import Tensor, nn
+
+from dal_dense.config import NetworkConfig
+from dal_dense.errors import ConfigError
+
+FEATURES = 64
+"""Widest feature map kept for embeddings; wider ones are projected down."""
+
+_INSTANCE = ("INSTANCE", {"affine": True})
+
+
+class Network(nn.Module):
+    """A segmentation network with dropout on its deep levels, whose deepest features come out in the same pass.
+
+    Args:
+        body: MONAI's network.
+        deepest: its layer of lowest resolution; its output gives the features.
+        deep: further layers below the finest level; dropout follows these and the deepest.
+        dropout: rate.
+        factor: edges of the input must be multiples of this.
+    """
+
+    def __init__(
+        self, body: nn.Module, deepest: nn.Module, deep: Sequence[nn.Module], *, dropout: float, factor: int
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.dropout = nn.Dropout(dropout)
+        self.factor = factor
+        self._features: Tensor | None = None
+        self._wanted = False
+        deepest.register_forward_hook(self._keep)
+        for layer in (deepest, *deep):
+            layer.register_forward_hook(self._drop)
+
+    def _keep(self, layer: nn.Module, inputs: Any, output: Tensor) -> None:
+        if self._wanted:
+            self._features = output
+
+    def _drop(self, layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        dropped: Tensor = self.dropout(output)
+        return dropped
+
+    def forward(self, x: Float[Tensor, "batch channels *grid"]) -> Float[Tensor, "batch classes *grid"]:
+        """Logits."""
+        logits: Tensor = self.body(x)
+        return logits
+
+    def with_features(
+        self, x: Float[Tensor, "batch channels *grid"]
+    ) -> tuple[Float[Tensor, "batch classes *grid"], Float[Tensor, "batch features *deep"]]:
+        """Logits and the deepest feature map, at most `FEATURES` channels, float32, before dropout."""
+        self._wanted = True
+        try:
+            logits = self.body(x)
+            deep = self._features
+        finally:
+            self._wanted, self._features = False, None
+        if deep is None:
+            raise RuntimeError("the network's deepest layer was not reached")
+        return logits, _narrow(deep.float())
+
+    @contextmanager
+    def dropping(self) -> Iterator[None]:
+        """Dropout as in training, everything else (norm layers) as in evaluation."""
+        self.dropout.train()
+        try:
+            yield
+        finally:
+            self.dropout.eval()
+
+
+def _narrow(features: Float[Tensor, "batch wide *deep"]) -> Float[Tensor, "batch narrow *deep"]:
+    """At most `FEATURES` channels, by a fixed random projection (Johnson & Lindenstrauss 1984)."""
+    wide = features.shape[1]
+    if wide <= FEATURES:
+        return features
+    generator = torch.Generator().manual_seed(wide)
+    matrix = torch.randn(FEATURES, wide, generator=generator).to(features.device) / FEATURES**0.5
+    return torch.einsum("bc...,fc->bf...", features, matrix)
+
+
+def build_network(settings: NetworkConfig, *, ndim: int, in_channels: int, classes: int, seed: int) -> Network:
+    """A fresh network; its first weights depend on the seed alone.
+
+    Raises:
+        ConfigError: if the channels do not suit the network.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _BUILDERS[settings.name](settings, ndim, in_channels, classes)
+
+
+def check_patch(network: NetworkConfig, patch: Sequence[int], ndim: int) -> None:
+    """Does a training patch (and sliding window) fit the network's depth?
+
+    Raises:
+        ConfigError: naming `task.train.patch` and the multiple that its edges must have.
+    """
+    if len(patch) != ndim:
+        raise ConfigError(
+            f"task.train.patch: {len(patch)} numbers found, {ndim} expected for "
+            f"{'volumes' if ndim == 3 else 'frames'}; give {ndim} numbers"
+        )
+    factor = 2 ** (len(network.channels) - 1)
+    if any(n % factor or n < 2 * factor for n in patch):
+        mended = [max(2 * factor, round(n / factor) * factor) for n in patch]
+        raise ConfigError(
+            f"task.train.patch: {list(patch)} does not fit {network.name} with {len(network.channels)} levels: "
+            f"every edge must be a multiple of {factor} and at least {2 * factor}; write {mended}, "
+            "or take fewer task.network.channels"
+        )
+
+
+def _unet(settings: NetworkConfig, ndim: int, in_channels: int, classes: int) -> Network:
+    levels = len(settings.channels)
+    body = UNet(ndim, in_channels, classes, settings.channels, (2,) * (levels - 1), num_res_units=2, norm=_INSTANCE)
+    level, deep = body.model, []  # a level is (down, skip around the deeper level, up)
+    for _ in range(levels - 2):
+        level = level[1].submodule
+        deep.append(level[2])
+    return Network(body, level[1].submodule, deep, dropout=settings.dropout, factor=2 ** (levels - 1))
+
+
+def _dynunet(settings: NetworkConfig, ndim: int, in_channels: int, classes: int) -> Network:
+    levels = len(settings.channels)
+    body = DynUNet(
+        ndim,
+        in_channels,
+        classes,
+        kernel_size=[3] * levels,
+        strides=[1] + [2] * (levels - 1),
+        upsample_kernel_size=[2] * (levels - 1),
+        filters=settings.channels,
+        norm_name=_INSTANCE,
+    )
+    deep = list(body.upsamples)[:-1]
+    return Network(body, body.bottleneck, deep, dropout=settings.dropout, factor=2 ** (levels - 1))
+
+
+def _segresnet(settings: NetworkConfig, ndim: int, in_channels: int, classes: int) -> Network:
+    first, levels = settings.channels[0], len(settings.channels)
+    doubled = tuple(first * 2**i for i in range(levels))
+    if settings.channels != doubled:
+        raise ConfigError(
+            f"task.network.channels: segresnet doubles its features a level, so {list(doubled)} was expected "
+            f"and {list(settings.channels)} found; write it so, or take unet or dynunet"
+        )
+    groups = next(n for n in (8, 4, 2, 1) if first % n == 0)
+    body = SegResNet(
+        ndim,
+        first,
+        in_channels,
+        classes,
+        blocks_down=(1,) + (2,) * (levels - 1),
+        blocks_up=(1,) * (levels - 1),
+        norm=("GROUP", {"num_groups": groups}),
+    )
+    deep = list(body.up_layers)[:-1]
+    return Network(body, body.down_layers[-1], deep, dropout=settings.dropout, factor=2 ** (levels - 1))
+
+
+_BUILDERS: dict[str, Callable[[NetworkConfig, int, int, int], Network]] = {
+    "unet": _unet,
+    "dynunet": _dynunet,
+    "segresnet": _segresnet,
+}

@@ -1,0 +1,249 @@
+"""What any acquisition strategy in the table must do, whatever it is after."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from dal_dense.acquire import STRATEGIES, Budget, Round, Selection, acquire
+from dal_dense.config import StrategyConfig
+from dal_dense.errors import BudgetError, ConfigError, DataError
+from dal_dense.noise import region_keys
+from dal_dense.offers import Offers, concat
+from dal_dense.regions import Regions
+
+CLASSES = 3
+QUOTA = (1, 2)
+
+
+def image_offers(image: int, rows: int, gen: torch.Generator, *, axes: int, embedding: int = 4) -> Offers:
+    """Random boxes of one image, many of them overlapping; every tenth is labelled ground."""
+    start = torch.randint(0, 12, (rows, axes), generator=gen)
+    regions = Regions(start, start + torch.randint(1, 7, (rows, axes), generator=gen))
+    shares = torch.rand(rows, CLASSES, generator=gen) + 1e-3
+    score = torch.rand(rows, generator=gen) * (torch.rand(rows, generator=gen) > 0.1)
+    shares = shares / shares.sum(1, keepdim=True)
+    seconds = torch.rand(rows, generator=gen) * 20 * (torch.rand(rows, generator=gen) > 0.1)
+    return Offers(
+        image=torch.full((rows,), image),
+        group=torch.full((rows,), image // 2),
+        regions=regions,
+        kind=torch.zeros(rows, dtype=torch.uint8),
+        key=region_keys(f"image {image}", regions),
+        score=score,
+        class_score=shares * score[:, None],
+        shares=shares,
+        boundary=torch.rand(rows, generator=gen),
+        objects=torch.rand(rows, generator=gen),
+        area=regions.volume().float(),
+        seconds=seconds,
+        image_seconds=torch.full((rows,), float(torch.rand(1, generator=gen) * 10)),
+        embedding=torch.rand(rows, embedding, generator=gen),
+        labelled=torch.rand(rows, generator=gen) < 0.1,
+    )
+
+
+def random_offers(seed: int, images: int, rows: int, axes: int = 2) -> Offers:
+    gen = torch.Generator().manual_seed(seed)
+    made = concat([image_offers(i, rows, gen, axes=axes) for i in range(images)])
+    first = {int(k): n for n, k in reversed(list(enumerate(made.key)))}  # offers hold a box once
+    return made[torch.tensor(sorted(first.values()))]
+
+
+Case = tuple[tuple[int, int, int, int], Budget, Round]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """(seed, images, rows, axes) for `random_offers`, a budget and a round."""
+    recipe = (
+        draw(st.integers(0, 2**20)),
+        draw(st.integers(1, 6)),
+        draw(st.integers(1, 12)),
+        draw(st.sampled_from([2, 3])),
+    )
+    cap = st.none() | st.integers(1, 3)
+    budget = Budget(draw(st.floats(0.5, 120)), draw(cap), draw(cap))
+    total = draw(st.integers(1, 5))
+    return recipe, budget, Round(draw(st.integers(1, total)), total, draw(st.integers(0, 2**31)))
+
+
+def choose(name: str, offers: Offers, budget: Budget, when: Round, **options: float) -> Selection:
+    return acquire(offers, budget, StrategyConfig(name=name, **options), when, quota_classes=QUOTA)
+
+
+def prices(offers: Offers, rows: list[int]) -> torch.Tensor:
+    """Seconds of rows in this order, written a second time and differently."""
+    opened: set[int] = set()
+    paid = []
+    for row in rows:
+        image = int(offers.image[row])
+        paid.append(offers.seconds[row] if image in opened else offers.seconds[row] + offers.image_seconds[row])
+        opened.add(image)
+    return torch.stack(paid)
+
+
+def may_still_take(offers: Offers, budget: Budget, chosen: list[int]) -> list[int]:
+    """Rows that could be added without breaking a promise, by brute force."""
+    taken_ground = chosen + offers.labelled.nonzero()[:, 0].tolist()
+    spent = float(prices(offers, chosen).double().sum())
+    images = Counter(offers.image[chosen].tolist())
+    groups = Counter(offers.group[chosen].tolist())
+    overlap = offers.regions.overlaps(offers.regions)
+    found = []
+    for row in range(len(offers)):
+        image, group = int(offers.image[row]), int(offers.group[row])
+        clash = any(int(offers.image[o]) == image and bool(overlap[row, o]) for o in taken_ground)
+        full = images[image] == budget.max_per_image or groups[group] == budget.max_per_group
+        price = float(prices(offers, [*chosen, row])[-1])
+        if not clash and not full and spent + price <= budget.seconds:
+            found.append(row)
+    return found
+
+
+@pytest.fixture(params=sorted(STRATEGIES))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_the_table_holds_every_name_of_the_config() -> None:
+    allowed = StrategyConfig.model_json_schema()["properties"]["name"]["enum"]
+    assert sorted(allowed) == sorted(STRATEGIES)
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+@settings(max_examples=30, deadline=None)
+@given(case=cases())
+def test_keeps_budget_caps_and_ground(name: str, case: Case) -> None:
+    recipe, budget, when = case
+    offers = random_offers(*recipe)
+    try:
+        selection = choose(name, offers, budget, when)
+    except BudgetError:
+        free = [r for r in range(len(offers)) if not offers.labelled[r]]
+        assert not free or not _affordable_at_first(offers, budget)
+        return
+    rows = selection.rows.tolist()
+    assert rows and len(set(rows)) == len(rows)
+    assert not offers.labelled[rows].any()
+    assert torch.equal(selection.seconds, prices(offers, rows))
+    assert selection.total <= budget.seconds and sum(selection.seconds.tolist()) <= budget.seconds
+    assert selection.value.isfinite().all()
+    ground = rows + offers.labelled.nonzero()[:, 0].tolist()
+    same_image = offers.image[rows][:, None] == offers.image[ground][None]
+    clash = offers.regions[torch.tensor(rows)].overlaps(offers.regions[torch.tensor(ground)]) & same_image
+    assert int(clash.sum()) == len(rows)  # each with itself
+    assert max(Counter(offers.image[rows].tolist()).values()) <= (budget.max_per_image or len(rows))
+    assert max(Counter(offers.group[rows].tolist()).values()) <= (budget.max_per_group or len(rows))
+    assert not may_still_take(offers, budget, rows), "stopped while something allowed was affordable"
+
+
+def _affordable_at_first(offers: Offers, budget: Budget) -> list[int]:
+    ground = offers[offers.labelled]
+    overlap = offers.regions.overlaps(ground.regions) & (offers.image[:, None] == ground.image[None])
+    cheap = offers.seconds + offers.image_seconds <= budget.seconds
+    return (cheap & ~overlap.any(1)).nonzero()[:, 0].tolist()
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+@settings(max_examples=20, deadline=None)
+@given(case=cases(), shuffle=st.integers(0, 1000))
+def test_order_of_rows_does_not_matter(name: str, case: Case, shuffle: int) -> None:
+    recipe, budget, when = case
+    offers = random_offers(*recipe)
+    assume(_affordable_at_first(offers, budget))
+    # equal numbers everywhere, so that ties decide
+    offers = replace(offers, score=(offers.score * 2).round(), embedding=(offers.embedding * 2).round())
+    mixed = torch.randperm(len(offers), generator=torch.Generator().manual_seed(shuffle))
+    one = choose(name, offers, budget, when)
+    two = choose(name, offers[mixed], budget, when)
+    assert offers.key[one.rows].tolist() == offers.key[mixed][two.rows].tolist()
+    assert torch.equal(one.value, two.value) and torch.equal(one.seconds, two.seconds)
+
+
+def test_repeats_itself_and_leaves_the_offers_alone(name: str) -> None:
+    offers = random_offers(1, 5, 10)
+    before = offers.to("cpu")[torch.arange(len(offers))]
+    one, two = (choose(name, offers, Budget(60.0), Round(2, 4, 7)) for _ in range(2))
+    assert torch.equal(one.rows, two.rows) and torch.equal(one.value, two.value)
+    for column in ("seconds", "image_seconds", "score", "key", "labelled"):
+        assert torch.equal(getattr(offers, column), getattr(before, column))
+
+
+def test_units_do_not_matter(name: str) -> None:
+    """Seconds or minutes, nats or bits, any scale of the features: the same regions."""
+    offers = random_offers(3, 6, 12)
+    scaled = replace(
+        offers,
+        score=offers.score * 64,
+        class_score=offers.class_score * 4096,
+        embedding=offers.embedding * 0.25,
+        seconds=offers.seconds * 8,
+        image_seconds=offers.image_seconds * 8,
+    )
+    assert torch.equal(
+        choose(name, offers, Budget(90.0), Round(2, 4, 7)).rows,
+        choose(name, scaled, Budget(90.0 * 8), Round(2, 4, 7)).rows,
+    )
+
+
+def test_budget_that_buys_nothing(name: str) -> None:
+    offers = random_offers(2, 2, 5)
+    offers = replace(offers, seconds=offers.seconds + 14)
+    with pytest.raises(BudgetError, match=r"budget 5 s buys nothing: the cheapest of \d+ regions costs .*raise budget"):
+        choose(name, offers, Budget(5.0), Round(1, 2, 0))
+
+
+def test_nothing_on_offer(name: str) -> None:
+    offers = random_offers(2, 2, 5)
+    for empty in (
+        offers[torch.zeros(0, dtype=torch.int64)],
+        replace(offers, labelled=torch.ones_like(offers.labelled)),
+    ):
+        with pytest.raises(BudgetError, match="nothing left to ask"):
+            choose(name, empty, Budget(50.0), Round(1, 2, 0))
+
+
+@pytest.mark.parametrize("column", ["score", "class_score", "shares", "seconds", "image_seconds", "embedding"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_none(name: str, column: str, value: float) -> None:
+    offers = random_offers(2, 2, 5)
+    getattr(offers, column)[3] = value
+    with pytest.raises(DataError, match=f"Offers.{column} must be finite.*row 3"):
+        choose(name, offers, Budget(50.0), Round(1, 2, 0))
+
+
+def test_without_embedding_it_works_or_says_so(name: str) -> None:
+    offers = random_offers(4, 4, 8)
+    offers = replace(offers, embedding=offers.embedding[:, :0])
+    if name == "coreset":
+        with pytest.raises(ConfigError, match=r"coreset measures distances.*choose another strategy.name"):
+            choose(name, offers, Budget(50.0), Round(1, 2, 0))
+    else:
+        assert len(choose(name, offers, Budget(50.0), Round(1, 2, 0)))
+
+
+def test_degenerate_columns(name: str) -> None:
+    """All scores, features and seconds zero: still a valid choice of finite values."""
+    offers = random_offers(5, 3, 6)
+    flat = {c: torch.zeros_like(getattr(offers, c)) for c in ("score", "class_score", "seconds", "image_seconds")}
+    offers = replace(offers, **flat, embedding=torch.zeros_like(offers.embedding))
+    selection = choose(name, offers, Budget(1.0, max_per_image=2), Round(1, 1, 0))
+    assert len(selection) and selection.value.isfinite().all() and selection.total == 0
+
+
+def test_no_quota_classes(name: str) -> None:
+    offers = random_offers(6, 4, 8)
+    assert len(acquire(offers, Budget(50.0), StrategyConfig(name=name), Round(1, 2, 0), quota_classes=()))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_gpu_chooses_the_same(name: str) -> None:
+    offers = random_offers(7, 6, 12)
+    here = choose(name, offers, Budget(90.0), Round(2, 4, 7))
+    there = choose(name, offers.to("cuda"), Budget(90.0), Round(2, 4, 7))
+    assert there.rows.is_cuda and here.rows.tolist() == there.rows.tolist()

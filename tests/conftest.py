@@ -1,0 +1,20 @@
+"""Options and fixtures for all tests."""
+
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--data-root`: where the public data sets lie."""
+    parser.addoption("--data-root", default="../shared/data", help="folder of the public data sets")
+
+
+@pytest.fixture(scope="session")
+def data_root(pytestconfig: pytest.Config) -> Path:
+    """Folder of the public data sets (mark the test `data`); skips where it is absent."""
+    root = Path(pytestconfig.getoption("--data-root"))
+    root = root if root.is_absolute() else pytestconfig.rootpath / root
+    if not root.is_dir():
+        pytest.skip(f"no public data at {root}; give --data-root")
+    return root.resolve()

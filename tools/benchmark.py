@@ -1,0 +1,78 @@
+#!/usr/bin/env python
+"""Compare strategies over seeds: run them all, then write a table and the learning curves.
+
+    python tools/benchmark.py --config configs/camvid.yaml --strategies hybrid,random --seeds 0,1 \
+        --out docs/benchmarks/camvid [--jobs 2] [--any.key value]
+
+Each run is one call of tools/train_al.py with a folder of its own below --runs. A run that is
+finished is not repeated, one that was cut goes on: call the same command again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import shlex
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from dal_dense.cli import report_errors
+
+
+@report_errors
+def main(argv: list[str]) -> int:
+    """Run, collect, write."""
+    given, passed_on = parse(argv)
+    from dal_dense import benchmark_runs, benchmarking
+    from dal_dense.errors import ConfigError
+
+    console = Console()
+    if given.baseline not in given.strategies:
+        raise ConfigError(f"--baseline {given.baseline}: not among --strategies; add it there or name another")
+    jobs = benchmark_runs.planned(given.config, given.strategies, given.seeds, given.runs, passed_on)
+    benchmark_runs.run_all(jobs, at_once=given.jobs, say=lambda text: console.print(text, highlight=False))
+    facts = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "command": f"`python tools/benchmark.py {shown(argv)}`",
+        **benchmark_runs.machine(),
+    }
+    title = f"{given.config.stem}: {', '.join(given.strategies)}"
+    runs = benchmark_runs.gather(jobs)
+    for path in benchmarking.write(runs, given.out, title=title, facts=facts, baseline=given.baseline):
+        console.print(f"written: {path}", highlight=False)
+    return 0
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Our own arguments, and those that every run gets."""
+    shape = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=shape, allow_abbrev=False)
+    parser.add_argument("--config", type=Path, required=True, help="YAML file of settings")
+    parser.add_argument("--strategies", type=names, default=["hybrid", "random"], help="names, comma between")
+    parser.add_argument("--seeds", type=numbers, default=[0, 1], help="numbers, comma between")
+    parser.add_argument("--out", type=Path, required=True, help="where OUT.md and OUT.svg go, without a suffix")
+    parser.add_argument("--baseline", default="random", help="strategy that the others are compared with")
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks"), help="folder of the runs")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    return parser.parse_known_args(argv)
+
+
+def names(text: str) -> list[str]:
+    """`hybrid,random` as a list."""
+    return text.split(",")
+
+
+def numbers(text: str) -> list[int]:
+    """`0,1` as a list."""
+    return [int(n) for n in text.split(",")]
+
+
+def shown(argv: list[str]) -> str:
+    """The command for the page; absolute paths are of this machine only, and shortened."""
+    return shlex.join(f".../{Path(a).name}" if Path(a).is_absolute() else a for a in argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

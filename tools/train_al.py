@@ -1,0 +1,45 @@
+#!/usr/bin/env python
+"""Spend an expert's hours where they teach the model most.
+
+    python tools/train_al.py --config configs/demo_ct.yaml [--any.key value]
+
+Stops on Ctrl-C at a safe point and goes on where it was when called again.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from dal_dense.cli import load_config, report_errors
+from dal_dense.console import Screen
+
+
+@report_errors
+def main(argv: list[str]) -> int:
+    """The whole loop."""
+    config = load_config(argv, description=__doc__)  # every setting is checked before anything heavy loads
+    from dal_dense import rounds
+    from dal_dense.build import open_run
+
+    with Screen().running() as screen, open_run(config, screen) as run:
+        ledger = run.ledger
+        while (number := ledger.round) <= config.budget.rounds:
+            if rounds.ask(run, number) is None:
+                screen.say("the budget is spent")
+                break
+            if not ledger.closed(number):
+                outcome = rounds.answer(run, number)
+                if not ledger.closed(number):  # people are still drawing
+                    screen.say(outcome.message)
+                    break
+            if ledger.fit(number) is None:
+                ledger.record_fit(number, rounds.fit(run, number))
+            ledger.record_measurement(number, rounds.measure(run, number))
+            screen.say(rounds.table(run))
+            rounds.report(run)
+        screen.say(f"report: {rounds.report(run)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
