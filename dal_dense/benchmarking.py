@@ -89,9 +89,7 @@ def common_curves(runs: Runs) -> Curves:
         )
     axis = np.linspace(low, high, POINTS)
     seeds = {name: tuple(sorted(by_seed)) for name, by_seed in runs.items()}
-    values = {
-        name: np.stack([np.interp(axis, *runs[name][seed].curve) for seed in seeds[name]]) for name in runs
-    }
+    values = {name: np.stack([np.interp(axis, *runs[name][seed].curve) for seed in seeds[name]]) for name in runs}
     return Curves(axis, values, seeds)
 
 

@@ -21,7 +21,7 @@ from dal_dense.images import read_image
 from dal_dense.labels import know_initial
 from dal_dense.ledger import Ledger
 from dal_dense.pool import Pool, open_pool
-from dal_dense.rounds import Run
+from dal_dense.rounds import Run, quarantine
 from dal_dense.splits import Known
 from dal_dense.tasks.base import Task
 
@@ -39,16 +39,21 @@ def open_run(config: Config, screen: Screen) -> Iterator[Run]:
         DataError: if the listing of the pool cannot be used.
         LedgerError: if another process holds the run, or its settings changed.
     """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     pool = open_pool(config.data, config.data_root, seed=config.seed, known=known_pool(config.run_dir))
     check_dimensions(config, pool)
     task = build_task(config, pool)
-    with Ledger.open(
-        config.run_dir,
-        config=json.loads(config.model_dump_json()),
-        versions=software(),
-        seed=config.seed,
-        clock=time.time,
-    ) as ledger:
+    with (
+        located(config.run_dir),
+        Ledger.open(
+            config.run_dir,
+            config=json.loads(config.model_dump_json()),
+            versions=software(),
+            seed=config.seed,
+            clock=time.time,
+        ) as ledger,
+    ):
         run = Run(
             config=config,
             pool=pool,
@@ -61,6 +66,16 @@ def open_run(config: Config, screen: Screen) -> Iterator[Run]:
         remember_pool(run)
         know_initial_masks(run)
         yield run
+
+
+@contextmanager
+def located(run_dir: Path) -> Iterator[None]:
+    """Name the run's folder in an error of the file system that names no file: a failed write does not."""
+    try:
+        yield
+    except OSError as problem:
+        problem.filename = problem.filename or str(run_dir)
+        raise
 
 
 def known_pool(run_dir: Path) -> Known | None:
@@ -82,7 +97,7 @@ def remember_pool(run: Run) -> None:
         decided = {"train": known.train, "test": known.test, "left_out": sorted(known.left_out)}
         run.ledger.record_event("pool", decided)
     for image, reason in run.pool.absent.items():
-        run.ledger.record_event("quarantine", {"image": image, "reason": reason}, once=True)
+        run.ledger.record_event("absent", {"image": image, "reason": reason}, once=True)
     for event in run.ledger.events("quarantine"):
         run.pool = run.pool.quarantine(event["image"], event["reason"])
     run.screen.say(
@@ -173,6 +188,6 @@ def know_initial_masks(run: Run) -> None:
     if wanted == "none":
         return
     named = [r for r in run.pool.train if r.mask is not None] if wanted == "all" else [run.pool[i] for i in wanted]
-    new = know_initial(run.ledger, run.pool, named)
+    new = know_initial(run.ledger, run.pool, named, lambda record, problem: quarantine(run, record.id, problem))
     if new:
         run.screen.say(f"{new} images have masks from the start")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 BINS = 15
@@ -25,14 +25,14 @@ def mean_probabilities(logits: Float[Tensor, "members n classes"], temperature: 
 
 
 def negative_log_likelihood(
-    logits: Float[Tensor, "members n classes"], truth: Int[Tensor, " n"], temperature: float
+    logits: Float[Tensor, "members n classes"], truth: Integer[Tensor, " n"], temperature: float
 ) -> float:
     """Mean -log p of the true class, in nats."""
     p = mean_probabilities(logits, temperature).gather(1, truth[:, None].long())
     return float(-p.double().clamp_min(1e-12).log().mean())
 
 
-def fit_temperature(logits: Float[Tensor, "members n classes"], truth: Int[Tensor, " n"], *, steps: int = 24) -> float:
+def fit_temperature(logits: Float[Tensor, "members n classes"], truth: Integer[Tensor, " n"], *, steps: int = 24) -> float:
     """The temperature of least negative log-likelihood, by golden section on its logarithm.
 
     Args:
@@ -62,7 +62,7 @@ class CalibrationSums:
     def __init__(self) -> None:
         self._sums = torch.zeros(3, BINS, dtype=torch.float64)  # voxels, confidence, hits
 
-    def add(self, probs: Float[Tensor, "classes n"], truth: Int[Tensor, " n"]) -> None:
+    def add(self, probs: Float[Tensor, "classes n"], truth: Integer[Tensor, " n"]) -> None:
         """Take voxels in; every one must have a true class."""
         confidence, predicted = probs.max(0)
         bins = (confidence * BINS).long().clamp_(0, BINS - 1)

@@ -25,7 +25,7 @@ def load_config(argv: Sequence[str], *, prog: str = "train_al.py", description: 
         ConfigError: with one line a mistake: field, value, what to do.
         SystemExit: after `--help`.
     """
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of settings; later arguments override it")
     parser.add_class_arguments(Config, as_group=False)
     try:
@@ -83,7 +83,9 @@ def _one_line(text: str) -> str:
     if key and "File does not exist" in text:
         return f"{key[1]}: {text.split(': ', 1)[1]}; give the path of a YAML file (see configs/)"
     value = re.search(r"Got value: (.*)", text, re.S)
-    wanted = re.search(r"(Input should be [^\[]*|Expected an? [^.]*)", text.split("Got value")[0])
+    wanted = re.search(
+        r"(Input should be [^\[]*|String should match [^\[]*|Expected an? [^.]*)", text.split("Got value")[0]
+    )
     if key and wanted:
         expected = re.sub(r"Expected an? ", "expected ", wanted[1]).strip()
         got = f"got {value[1].strip()!r}; " if value else ""
@@ -108,7 +110,8 @@ def setting_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _plain(message: str) -> str:
-    return message.removeprefix("Value error, ").replace("Input should be", "expected")
+    plain = message.removeprefix("Value error, ").replace("Input should be", "expected")
+    return plain.replace("String should match pattern", "expected")
 
 
 def report_errors(main: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
@@ -127,7 +130,7 @@ def report_errors(main: Callable[[list[str]], int]) -> Callable[[list[str]], int
         except (Stopped, KeyboardInterrupt):
             return _complain("stopped; all that was recorded is safe. Run the same command to go on.", 130)
         except OSError as problem:
-            if problem.errno != errno.ENOSPC:
+            if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             return _complain(
                 f"the disk is full ({problem.filename or 'while writing'}); all that was recorded is safe. "

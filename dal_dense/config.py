@@ -20,8 +20,8 @@ class DataConfig(_Settings):
     """The pool: where images, masks, splits and groups come from."""
 
     format: Literal["msd", "nnunet", "folder", "coco", "dicom"] = Field(
-        description="msd: MSD/MONAI dataset.json; nnunet: nnU-Net v2 raw folder; folder: images (+ masks) in NIfTI, PNG "
-        "or JPEG; coco: COCO json with images; dicom: a folder of DICOM series, read as volumes"
+        description="msd: MSD/MONAI dataset.json; nnunet: nnU-Net v2 raw folder; folder: images (+ masks) in NIfTI, "
+        "PNG or JPEG; coco: COCO json with images; dicom: a folder of DICOM series, read as volumes"
     )
     listing: str | None = Field(
         default=None, description="msd, coco: the json file, relative to data_root (msd: dataset.json if not given)"
@@ -58,7 +58,7 @@ class DataConfig(_Settings):
         default=None, description="coco: field of an image record that names its patient or drive"
     )
     group_pattern: str | None = Field(
-        default=None, description="regular expression on the id; its first bracket is the group, as in (\\w+)_\\d+"
+        default=None, description="regular expression on the id; its first bracket is the group, as in ^([^_]+)_"
     )
     group_table: str | None = Field(default=None, description="csv with the columns id,group, relative to data_root")
     max_pool: int | None = Field(default=None, ge=1, description="use only so many pool images, drawn by seed")
@@ -71,7 +71,8 @@ class IntensityConfig(_Settings):
 
     kind: Literal["window", "zscore", "rgb"] = Field(
         default="zscore",
-        description="window: clip to low..high, scale to 0..1 (CT); zscore: per image; rgb: frames, 0..255 to about -1..1",
+        description="window: clip to low..high, scale to 0..1 (CT); zscore: per image; "
+        "rgb: frames, 0..255 to about -1..1",
     )
     low: float = Field(default=-250.0, description="window: HU that becomes 0")
     high: float = Field(default=600.0, description="window: HU that becomes 1")
@@ -209,6 +210,12 @@ class CostConfig(_Settings):
     )
     boundary_seconds: float | None = Field(default=None, ge=0, description="draw 1 unit of contour (mm or pixel)")
     object_seconds: float | None = Field(default=None, ge=0, description="begin and finish one object")
+    prior_boundary: float | None = Field(
+        default=None, ge=0, description="contour to expect where no model has looked, units per 1000 units of area"
+    )
+    prior_objects: float | None = Field(
+        default=None, ge=0, description="objects to expect where no model has looked, per 1000 units of area"
+    )
     refit: bool = Field(
         default=True, description="correct predictions by the run's own log of predicted and charged seconds"
     )
@@ -284,6 +291,7 @@ class Config(_Settings):
     device: str = Field(
         default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto, cpu, cuda, cuda:1, mps"
     )
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null: its own choice")
     data: DataConfig = Field(description="pool")
     task: TaskConfig = Field(default_factory=TaskConfig, description="task adapter")
     uncertainty: UncertaintyConfig = Field(default_factory=UncertaintyConfig, description="uncertainty")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 if TYPE_CHECKING:
     from dal_dense.tasks.base import Hooks
@@ -24,13 +25,13 @@ class Screen:
         self._progress: Progress | None = None
         self._bars: dict[str, TaskID] = {}
 
-    def say(self, *what: object) -> None:
-        """A line, a table or any other rich renderable."""
-        self.console.print(*what, highlight=False)
+    def say(self, what: object) -> None:
+        """A line, a table or any other rich renderable. Lines are not broken, so that paths can be copied."""
+        self.console.print(what, highlight=False, markup=False, emoji=False, soft_wrap=isinstance(what, str))
 
     def warn(self, text: str) -> None:
-        """Something the person should know; the run goes on."""
-        self.console.print(f"[yellow]warning:[/yellow] {text}", highlight=False)
+        """Something the person should know; the run goes on. Brackets in it (file names) are no markup."""
+        self.console.print(Text.assemble(("warning:", "yellow"), " ", text), soft_wrap=True)
 
     def stopping(self) -> bool:
         """True once the person asked to stop."""

@@ -213,12 +213,17 @@ class CostPrior:
 
     @classmethod
     def of(cls, config: CostConfig, log: Iterable[Logged] = ()) -> CostPrior:
-        """The preset's rates, updated by the answers so far: posterior means of a gamma-Poisson model.
+        """The preset's or the settings' rates, updated by the answers: posterior means of a gamma-Poisson model.
 
         Answers are of the regions that were chosen; after rounds that sought out contours the rates
         are too high for ground at large, which only makes a model-free strategy careful.
         """
         prior = PRIORS[config.preset]
+        prior = replace(
+            prior,
+            boundary=prior.boundary if config.prior_boundary is None else config.prior_boundary,
+            objects=prior.objects if config.prior_objects is None else config.prior_objects,
+        )
         known = [(e.area / 1000, e.boundary, e.objects) for e in log
                  if e.area is not None and e.boundary is not None and e.objects is not None]  # fmt: skip
         weight = prior.weight + math.fsum(area for area, _, _ in known)

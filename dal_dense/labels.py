@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from jaxtyping import UInt8
 
-from dal_dense.errors import LabelError
+from dal_dense.errors import DataError, LabelError
 from dal_dense.images import read_header, sha256_of
 from dal_dense.ledger import Initial, Ledger
 from dal_dense.ledger_rows import label_sha256
@@ -16,21 +16,39 @@ from dal_dense.regions import Box, Regions
 from dal_dense.tasks.base import LabelledImage
 
 
-def know_initial(ledger: Ledger, pool: Pool, records: Iterable[ImageRecord]) -> int:
+def know_initial(
+    ledger: Ledger,
+    pool: Pool,
+    records: Iterable[ImageRecord],
+    bad: Callable[[ImageRecord, DataError], None] | None = None,
+) -> int:
     """Record the masks of these images as known from the start; returns how many are new.
 
     May be called at every start: masks that are recorded already are not read again, and an image
     of which regions were asked meanwhile keeps its answers instead.
 
+    Args:
+        ledger: the run.
+        pool: its images.
+        records: the images whose masks are known.
+        bad: told of each mask that cannot be used, now and not in the middle of the first fit; None raises.
+
     Raises:
         LabelError: if an image has no mask.
-        DataError: if a mask cannot be used; it is told now, not in the middle of the first fit.
+        DataError: if a mask cannot be used and `bad` is None.
     """
     passed = {i.image_id for i in ledger.initial()} | {r.image_id for q in ledger.queries() for r in q.regions}
+    passed |= pool.quarantined.keys()
     new = 0
     for record in records:
         if record.id not in passed:
-            mask = _mask(pool, record)
+            try:
+                mask = _mask(pool, record)
+            except DataError as problem:
+                if bad is None:
+                    raise
+                bad(record, problem)
+                continue
             new += ledger.record_initial(record.id, str(record.mask), _fingerprint(record, mask))
     return new
 

@@ -11,7 +11,7 @@ from dal_dense.errors import LedgerError
 from dal_dense.ledger_rows import to_json
 from dal_dense.ledger_store import Store
 
-HARMLESS = ("device", "run_dir", "data_root", "budget.rounds", "budget.total_seconds", "annotator")
+HARMLESS = ("device", "threads", "run_dir", "data_root", "budget", "annotator", "data.strict")
 """Settings, or groups of them, that may change between two calls of the same run."""
 
 _ABSENT = "(no such setting)"

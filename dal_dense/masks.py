@@ -125,9 +125,7 @@ def _look_up(values: np.ndarray, mapping: Mapping[int, int]) -> tuple[np.ndarray
 def _counts(values: np.ndarray) -> str:
     """`7 (12 times), 9 (once)`, at most five of them."""
     found, counts = np.unique(values, return_counts=True)
-    shown = [
-        f"{v:g} ({'once' if n == 1 else f'{n} times'})" for v, n in zip(found[:5], counts[:5], strict=True)
-    ]
+    shown = [f"{v:g} ({'once' if n == 1 else f'{n} times'})" for v, n in zip(found[:5], counts[:5], strict=True)]
     return ", ".join(shown) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
 
 

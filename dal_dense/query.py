@@ -99,6 +99,6 @@ class Sidecar(_Frozen):
     classes: dict[str, str] = Field(description="label value (as text) to class name")
     ignore_index: int
     background: int | None = Field(
-        default=None, description="label value of ground that a returned COCO json leaves empty; null: it stays unlabelled"
+        default=None, description="label value of ground that a returned COCO json leaves empty; null: stays unlabelled"
     )
     regions: tuple[SidecarRegion, ...]

@@ -119,7 +119,7 @@ def collect(ledger: Ledger) -> Results:
         seconds_charged=ledger.spent(),
         area=area_under_curve([s for s, _ in curve], [v for _, v in curve]),
         costs=costs,
-        quarantined={str(e["image"]): str(e["reason"]) for e in ledger.events("quarantine")},
+        quarantined={str(e["image"]): str(e["reason"]) for k in ("absent", "quarantine") for e in ledger.events(k)},
         config=ledger.config,
         versions=(ledger.events("versions") or [{}])[-1],
     )

@@ -6,6 +6,7 @@ the loop may be cut anywhere and called again.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +34,7 @@ from dal_dense.query_sizes import offer_spec
 from dal_dense.regions import Regions
 from dal_dense.report.gallery import tiles_for_query
 from dal_dense.report.page import write_report
-from dal_dense.report.words import duration
+from dal_dense.report.words import duration, figure
 from dal_dense.results import collect
 from dal_dense.tasks.base import FitReport, LabelledImage, Measurement, Proposal, Task
 
@@ -78,16 +79,20 @@ def ask(run: Run, number: int) -> Query | None:
     if (known := run.ledger.query(number)) is not None:
         return known
     config, began = run.config, time.monotonic()
-    seconds = config.budget.seconds_per_round if number else config.budget.start_seconds
-    if config.budget.total_seconds is not None:
-        seconds = min(seconds, config.budget.total_seconds - run.ledger.spent())
+    wanted = config.budget.seconds_per_round if number else config.budget.start_seconds
+    total = config.budget.total_seconds
+    seconds = wanted if total is None else min(wanted, total - run.ledger.spent())
     strategy = config.strategy.name if number else config.strategy.start
     grow(run)
     query = Query(round=number, strategy=strategy, seed=run.ledger.seed_for("ask", number), regions=())
     if number and seconds <= 0:
         return None
-    if seconds > 0:
-        query = _chosen(run, query, seconds)
+    try:
+        query = _chosen(run, query, seconds) if seconds > 0 else query
+    except BudgetError:
+        if number and seconds < wanted:  # what is left of the whole budget buys no region any more
+            return None
+        raise
     run.ledger.record_query(query, seconds_to_choose=time.monotonic() - began)
     return query
 
@@ -95,7 +100,7 @@ def ask(run: Run, number: int) -> Query | None:
 def _chosen(run: Run, query: Query, seconds: float) -> Query:
     """The query with the regions that these seconds buy."""
     offers, names = offers_of_pool(run, query.round, query.strategy)
-    offers = priced(run, offers)
+    offers = priced(run, offers, query.strategy)
     budget = Budget(seconds, run.config.query.max_per_image, run.config.query.max_per_group)
     when = Round(query.round, run.config.budget.rounds, query.seed)
     while True:
@@ -169,28 +174,36 @@ def looked_at(run: Run, number: int, strategy: str) -> list[ImageRecord]:
     limit = run.config.query.scan_images
     if strategy in MODEL_FREE:
         limit = min(limit or HEADERS_AT_MOST, HEADERS_AT_MOST)
-    records = run.pool.train
+    records = [r for r in run.pool.train if r.mask is not None or run.config.annotator.name == "people"]
     if limit is None or len(records) <= limit:
-        return list(records)
+        return records
     keys = torch.tensor([text_key(r.id) for r in records])
     drawn = uniform(keys, run.ledger.seed_for("look", number), "images").argsort()[:limit]
     return [records[i] for i in drawn.sort().values.tolist()]
 
 
-def priced(run: Run, offers: Offers) -> Offers:
-    """Offers with the seconds that the run's own log of charges has taught."""
-    costs = refit(run.costs, run.ledger.cost_log()) if run.config.costs.refit else run.costs
+def priced(run: Run, offers: Offers, strategy: str) -> Offers:
+    """Offers with the seconds that the run's own log of charges has taught.
+
+    Only answers to queries that a model priced say how wrong a model's prices are; where no model looks,
+    the answers have updated the prior already.
+    """
+    costs = run.costs
+    if run.config.costs.refit and strategy not in MODEL_FREE:
+        by_model = {q.round for q in run.ledger.queries() if q.strategy not in MODEL_FREE}
+        costs = refit(costs, [entry for entry in run.ledger.cost_log() if entry.round in by_model])
     seconds = torch.where(offers.labelled, 0.0, costs.seconds(offers.area, offers.boundary, offers.objects))
     return replace(offers, seconds=seconds, image_seconds=torch.full_like(seconds, costs.image_seconds))
 
 
 def unreadable(run: Run, names: set[str]) -> set[str]:
-    """Those of the chosen images that cannot be read; each is quarantined and listed."""
+    """Those of these images that cannot be read; each is quarantined and listed."""
     bad = set()
+    initial = {i.image_id for i in run.ledger.initial()}
     for name in sorted(names):
         try:
             read_image(run.pool[name])
-            if run.config.annotator.name == "oracle":
+            if run.config.annotator.name == "oracle" or name in initial:
                 run.pool.mask(run.pool[name])
         except DataError as problem:
             quarantine(run, name, problem)
@@ -214,7 +227,8 @@ def quarantine(run: Run, image_id: str, problem: DataError) -> None:
 def grow(run: Run) -> None:
     """Let files that appeared since join the pool."""
     fresh = run.pool.refresh()
-    known = {r.id for r in run.pool.train}
+    known = {i for e in run.ledger.events("pool") for i in e["train"]}  # not run.pool: it is opened with newcomers
+    known |= {i for e in run.ledger.events("grown") for i in e["images"]}
     new = [r.id for r in fresh.train if r.id not in known]
     if new:
         run.screen.say(f"{len(new)} new images joined the pool")
@@ -303,17 +317,23 @@ def draw_gallery(run: Run, query: Query, proposed: Proposed) -> None:
 
 
 def fit(run: Run, number: int) -> FitReport:
-    """Train on everything that is labelled by now."""
-    labelled = labelled_images(run.ledger, run.pool, upto=number)
-    warn_of_absent_classes(run, labelled)
+    """Train on everything that is labelled by now; an image that went bad meanwhile is quarantined."""
     last = run.ledger.fit(number - 1) if number else None
-    return run.task.fit(
-        labelled,
-        seed=run.ledger.seed_for("fit", number),
-        out=run.folder / "models" / f"round_{number:03d}",
-        previous=last.weights if last else None,
-        hooks=run.screen.hooks(),
-    )
+    while True:
+        try:
+            labelled = labelled_images(run.ledger, run.pool, upto=number)
+            warn_of_absent_classes(run, labelled)
+            return run.task.fit(
+                labelled,
+                seed=run.ledger.seed_for("fit", number),
+                out=run.folder / "models" / f"round_{number:03d}",
+                previous=last.weights if last else None,
+                hooks=run.screen.hooks(),
+            )
+        except DataError:
+            used = {r.image_id for r in run.ledger.answered_regions()} | {i.image_id for i in run.ledger.initial()}
+            if not unreadable(run, used - run.pool.quarantined.keys()):
+                raise
 
 
 def warn_of_absent_classes(run: Run, labelled: Sequence[LabelledImage]) -> None:
@@ -342,6 +362,8 @@ def measure(run: Run, number: int) -> Measurement:
             except DataError as problem:
                 quarantine(run, record.id, problem)
         run.ledger.record_event("tested", {"images": [r.id for r in run.pool.test]})
+    if not run.pool.test:  # nobody has masks to spare: the loop works, but cannot say how well
+        return Measurement(run.config.task.metric, math.nan, {})
     return run.task.evaluate(model_of(run, number), run.pool.test, hooks=run.screen.hooks())
 
 
@@ -349,18 +371,18 @@ def table(run: Run) -> Table:
     """All rounds so far, a row each."""
     results = collect(run.ledger)
     shown = Table(title=f"{run.folder.name}: {results.strategy}")
-    for name in ("round", "asked", "predicted", "charged", "in all", results.metric or "metric", *run.pool.classes[1:]):
-        shown.add_column(name, justify="right")
+    for name in ("round", "regions", "predicted", "charged", "in all", results.metric or "metric"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    shown.add_column("by class")
     for r in results.rounds:
-        classes = [r.per_class.get(c) for c in run.pool.classes[1:]]
-        figures = [r.metric, *classes]
         shown.add_row(
             str(r.round),
             f"{r.asked} in {r.images}",
             duration(r.seconds_predicted),
             duration(r.seconds_charged),
             duration(r.seconds_charged_total),
-            *("-" if f is None else f"{f:.3f}" for f in figures),
+            figure(r.metric),
+            "  ".join(f"{name} {figure(value, 2)}" for name, value in r.per_class.items()),
         )
     return shown
 

@@ -2,7 +2,7 @@
 """Make the data of the demo: CT phantoms or synthetic driving frames.
 
     python datasets/prepare_demo.py ct runs/demo_ct/data [--seed 0 --train 16 --test 6 --shape "[64,48,32]"]
-    python datasets/prepare_demo.py driving runs/demo_driving/data [--drives 4 --frames_per_drive 20 ...]
+    python datasets/prepare_demo.py driving runs/demo_driving/data [--drives 4 --frames_per_drive 15 ...]
 
 Does nothing if that very set is there already; the same numbers always make the same files.
 """
@@ -49,10 +49,10 @@ def driving(
     root: Path,
     seed: int = 0,
     drives: int = 4,
-    frames_per_drive: int = 20,
+    frames_per_drive: int = 15,
     test_drives: int = 4,
     test_frames_per_drive: int = 4,
-    size: tuple[int, int] = (96, 160),
+    size: tuple[int, int] = (192, 320),
 ) -> None:
     """Synthetic driving frames: images, index masks, splits, COCO boxes.
 

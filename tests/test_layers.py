@@ -33,7 +33,9 @@ def imported(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in NAMES else node.module for a in node.names}
+            found |= {
+                f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in NAMES else node.module for a in node.names
+            }
     return found
 
 
@@ -54,7 +56,8 @@ def test_no_import_cycle_even_inside_functions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("framework", "door"), [("monai", "tasks/monai_"), ("detectron2", "tasks/detectron2_"), ("pydicom", "sources/dicom")]
+    ("framework", "door"),
+    [("monai", "tasks/monai_"), ("detectron2", "tasks/detectron2_"), ("pydicom", "sources/dicom")],
 )
 def test_only_its_door_imports_a_framework(framework: str, door: str) -> None:
     users = {

@@ -150,5 +150,6 @@ class ToyTask:
         image = read_image(record)
         sums = DrawSums()
         sums.add(model.probabilities(image))
-        coarse = torch.nn.functional.adaptive_avg_pool3d(torch.from_numpy(image)[None].float(), 4)[0]
+        pool = torch.nn.functional.adaptive_avg_pool3d if image.ndim == 4 else torch.nn.functional.adaptive_avg_pool2d
+        coarse = pool(torch.from_numpy(image)[None].float(), 4)[0]
         return DensePrediction(sums.mean(), sums.maps(["predictive_entropy"]), coarse)

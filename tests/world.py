@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import nibabel as nib
 import numpy as np
 
@@ -15,7 +16,10 @@ def write_volumes(root: Path, *, train: int = 4, test: int = 2, shape: tuple[int
         (root / folder).mkdir(parents=True, exist_ok=True)
     for i in range(train + test):
         write_volume(root, f"case_{i:02d}", i, shape)
-    pairs = [{"image": f"imagesTr/case_{i:02d}.nii.gz", "label": f"labelsTr/case_{i:02d}.nii.gz"} for i in range(train + test)]
+    pairs = [
+        {"image": f"imagesTr/case_{i:02d}.nii.gz", "label": f"labelsTr/case_{i:02d}.nii.gz"}
+        for i in range(train + test)
+    ]
     listing = {
         "name": "tiny",
         "labels": {"0": "background", "1": "ball", "2": "box"},
@@ -39,6 +43,28 @@ def write_volume(root: Path, name: str, seed: int, shape: tuple[int, int, int]) 
     nib.save(nib.Nifti1Image(mask, affine), root / "labelsTr" / f"{name}.nii.gz")
 
 
+def write_frames(root: Path, *, frames: int = 6, shape: tuple[int, int] = (24, 32)) -> Path:
+    """A folder of small JPEG frames with index masks: a dark road below, a bright car on it; 255 along the border."""
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for i in range(frames):
+        write_frame(root, f"drive{i % 3}_{i:02d}", i, shape)
+    return root
+
+
+def write_frame(root: Path, name: str, seed: int, shape: tuple[int, int] = (24, 32)) -> None:
+    rng = np.random.default_rng(seed)
+    mask = np.zeros(shape, np.uint8)
+    mask[shape[0] // 2 :] = 1
+    top, left = shape[0] // 2 + 2, int(rng.integers(2, shape[1] - 10))
+    mask[top : top + 5, left : left + 7] = 2
+    grey = np.array([150.0, 60.0, 230.0])[mask] + rng.normal(0, 8, shape)
+    mask[:, 0] = 255
+    pixels = np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+    cv2.imwrite(str(root / "images" / f"{name}.jpg"), pixels)
+    cv2.imwrite(str(root / "masks" / f"{name}.png"), mask)
+
+
 def settings(root: Path, run_dir: Path, **more: str) -> list[str]:
     """A command line for `write_volumes`; `more` names settings with `__` for dots."""
     given = {
@@ -54,3 +80,19 @@ def settings(root: Path, run_dir: Path, **more: str) -> list[str]:
         **{k.replace("__", "."): v for k, v in more.items()},
     }
     return [f"--{k}={v}" for k, v in given.items()]
+
+
+def frame_settings(root: Path, run_dir: Path, **more: str) -> list[str]:
+    """A command line for `write_frames`."""
+    frames = {
+        "data__format": "folder",
+        "data__classes": "{0: sky, 1: road, 2: car}",
+        "data__ignore_index": "255",
+        "data__group_pattern": r"^(drive\d)_",
+        "data__test_fraction": "0.3",
+        "task__train__patch": "[8, 8]",
+        "task__background": "false",
+        "query__sizes": "[[8, 10]]",
+        "costs__preset": "frame_polygon",
+    }
+    return settings(root, run_dir, **{**frames, **more})

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Write a run's report again from its ledger, also while the run goes on.
 
-    python tools/report.py runs/demo_ct [more runs ...]
+python tools/report.py runs/demo_ct [more runs ...]
 """
 
 from __future__ import annotations

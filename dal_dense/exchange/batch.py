@@ -113,9 +113,7 @@ def _check_names(query: Query) -> None:
         raise DataError(f"{sorted(clash)[0]} is both a region's and an image's id; rename the image file")
 
 
-def _write_images(
-    parts: Path, query: Query, pool: Pool, proposals: Mapping[str, Proposal]
-) -> list[SidecarRegion]:
+def _write_images(parts: Path, query: Query, pool: Pool, proposals: Mapping[str, Proposal]) -> list[SidecarRegion]:
     by_image: dict[str, list[QueryRegion]] = {}
     for region in query.regions:
         by_image.setdefault(region.image_id, []).append(region)
@@ -130,9 +128,7 @@ def _write_images(
             files |= nifti.write_volume(parts, image_id, values, _affine(record), regions, proposals)
         else:
             files |= frames.write_frame(parts, image_id, values, record.paths[0], regions, proposals)
-    return [
-        SidecarRegion(region=_storable(r), source=sources[r.image_id], files=files[r.id]) for r in query.regions
-    ]
+    return [SidecarRegion(region=_storable(r), source=sources[r.image_id], files=files[r.id]) for r in query.regions]
 
 
 def _affine(record: ImageRecord) -> Float[np.ndarray, "4 4"]:

@@ -120,9 +120,7 @@ def _mark(image: int, entry: SidecarRegion, n_classes: int) -> dict[str, Any]:
     }
 
 
-def _write(
-    path: Path, images: list[dict[str, Any]], annotations: list[dict[str, Any]], classes: Sequence[str]
-) -> None:
+def _write(path: Path, images: list[dict[str, Any]], annotations: list[dict[str, Any]], classes: Sequence[str]) -> None:
     numbered = [{"id": i, **a} for i, a in enumerate(annotations, 1)]
     document = {"images": images, "annotations": numbered, "categories": categories(classes)}
     path.write_text(json.dumps(document), encoding="utf-8")

@@ -270,6 +270,6 @@ def _unpacked(text: str, where: str) -> list[int]:
 def _not_reviewed(names: list[str], file: str) -> str:
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return (
-        f"{file}: not marked as reviewed, so left open: {shown}. Set \"reviewed\": true on these images, or name "
+        f'{file}: not marked as reviewed, so left open: {shown}. Set "reviewed": true on these images, or name '
         "them in reviewed.txt beside the file, one id a line (* for all; CVAT drops the mark from its exports)"
     )

@@ -95,6 +95,7 @@ def cost_charts(results: Results) -> list[dict[str, Any]]:
 
 def calibration_charts(results: Results) -> list[dict[str, Any]]:
     """Calibration error and temperature by round, as far as the fits recorded them."""
+
     def has(key: str) -> list[RoundResult]:
         return [r for r in results.rounds if r.fit.get(key) is not None]
 

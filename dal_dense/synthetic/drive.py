@@ -7,13 +7,28 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, UInt8
+from scipy import ndimage
 
 from dal_dense.synthetic.scene import IGNORE, NEAR, Camera, Colour, Layers, Number, Painter, sampled, speckle
-from dal_dense.synthetic.street import DRAW, ROAD, SIDEWALK, SKY, VEGETATION, Item, Moment, shaded
+from dal_dense.synthetic.street import (
+    DRAW,
+    PERSON,
+    ROAD,
+    SIDEWALK,
+    SIGN,
+    SKY,
+    VEGETATION,
+    VEHICLE,
+    Item,
+    Moment,
+    shaded,
+)
 
 _FINE = 2  # fine pixels a pixel and axis
-_FAR = 110.0  # m: nothing stands further away
+_FAR = 85.0  # m: nothing stands further away
 _LANE = 3.3  # m
+_SPECK = 6  # pixels: smaller pieces of an object are cleaned away
+_SLIVER = 1 / 1500  # of the picture: smaller pieces of ground, sky, walls are
 
 _CLOTHES = (
     (35, 40, 60),
@@ -147,9 +162,9 @@ def _layout(drive: Drive, rng: np.random.Generator, length: float) -> tuple[Item
     for side, edge in ((-1, drive.left), (1, drive.right)):
         kerb, line = edge + side * 0.5, edge + side * (drive.walk + drive.verge)
         items += _fronts(drive, rng, side, line, length)
-        for z in np.arange(rng.uniform(5, 20), length, rng.uniform(18, 34)):
+        for z in np.arange(rng.uniform(5, 20), length, rng.uniform(24, 45)):
             items.append(Item("lamp", kerb, float(z), (0.2, 6.5, 0.2), (0, 0, 0), (0, 0, 0)))
-        for z in np.cumsum(rng.uniform(7, 26, 40)):
+        for z in np.cumsum(rng.uniform(14, 45, 25)):
             colour, second = _PANEL[int(rng.integers(len(_PANEL)))]
             size = (float(rng.uniform(0.6, 1.1)), float(rng.uniform(2.3, 3.4)), 0.1)
             items.append(Item("sign", kerb + side * 0.15, float(z), size, colour, second, look=_look(rng)))
@@ -158,7 +173,7 @@ def _layout(drive: Drive, rng: np.random.Generator, length: float) -> tuple[Item
                 size = (float(rng.uniform(2.2, 4.2)), float(rng.uniform(4.5, 8.5)), 0.5)
                 green = shaded((88, 120, 58), float(rng.uniform(0.6, 1.2)))
                 items.append(Item("tree", line - side * 0.8, float(z), size, green, green, look=_look(rng)))
-        for z in np.cumsum(rng.exponential(9, 60)) - 5:
+        for z in np.cumsum(rng.exponential(16, 40)) - 5:
             items.append(_walker(rng, edge + side * float(rng.uniform(0.4, drive.walk)), float(z)))
     for z in np.cumsum(rng.exponential(55, 6)) + 15:  # those who cross the road
         walker = _walker(rng, drive.right, float(z))
@@ -231,28 +246,42 @@ def _background(
 ]:
     """Sky and ground: colour, class, depth."""
     x, z = camera.ground()
-    place = np.where(np.isfinite(z), z + at, 0)
+    top = int(np.isinf(z[:, 0]).sum())
+    ground, label = _ground(drive, x[top:], z[top:], at, seen)
+    sky = _sky(drive, camera, top)
+    labels = np.concatenate([np.full(sky.shape[:2], SKY, np.uint8), label])
+    return np.concatenate([sky, ground]), labels, np.asarray(z, np.float32)
+
+
+def _ground(
+    drive: Drive, x: np.ndarray, z: np.ndarray, at: float, seen: list[Placed]
+) -> tuple[Float32[np.ndarray, "rows columns 3"], UInt8[np.ndarray, "rows columns"]]:
+    """Road, pavement and grass where street coordinates say so: colour and class."""
+    place = z + np.float32(at)
     side_street = drive.crossing_near(place)
     road = ((x > drive.left) & (x < drive.right)) | side_street
     walk = (x > drive.left - drive.walk) & (x < drive.right + drive.walk) & ~road
     label = np.where(road, ROAD, np.where(walk, SIDEWALK, VEGETATION)).astype(np.uint8)
-    fine, broad = sampled(drive.texture, x * 40, place * 40), sampled(drive.texture, x * 5 + 31, place * 5)
-    fade = np.exp(-np.where(np.isfinite(z), z, 0) / 14)  # texture finer than a pixel greys out
-    grey = drive.asphalt * (1 + 0.08 * fine * fade + 0.07 * broad)
+    fade = np.exp(-z / 14)  # texture finer than a pixel greys out
+    fine, broad = sampled(drive.texture, x * 40, place * 40) * fade, sampled(drive.texture, x * 5 + 31, place * 5)
+    grey = drive.asphalt * (1 + 0.08 * fine + 0.07 * broad)
     grey = np.where(_markings(drive, x, place, side_street), 205 + 10 * broad, grey)
-    slab = drive.paving * (1 + 0.06 * fine * fade + 0.05 * broad) - 14 * ((np.mod(place, 1.2) < 0.08) & (z < 15))
-    colour = np.repeat(np.where(road, grey, slab)[..., None], 3, 2)
-    green = np.stack([78 + 9 * broad, 98 + 12 * broad + 9 * fine * fade, 52 + 6 * broad], 2)
-    colour = np.where((label == VEGETATION)[..., None], green, colour)
+    slab = drive.paving * (1 + 0.06 * fine + 0.05 * broad) - 14 * ((np.mod(place, 1.2) < 0.08) & (z < 15))
+    plain = np.where(road, grey, slab)
+    grass = (78 + 9 * broad, 98 + 12 * broad + 9 * fine, 52 + 6 * broad)
+    green = label == VEGETATION
+    colour = np.stack([np.where(green, tint, plain) for tint in grass], 2)
     colour *= _shadow(drive, x, place, at, seen)[..., None]
-    rows = np.linspace(0, 1, camera.rows, dtype=np.float32)[:, None]
-    cloud = np.clip(cv2.resize(drive.texture[60:140, 60:200], (camera.columns, camera.rows)) * 0.35, -0.2, 1)
-    mix = np.clip(rows * camera.rows / max(camera.horizon, 1), 0, 1)[..., None] ** 1.5
-    sky = np.array(drive.weather.zenith) * (1 - mix) + np.array(drive.weather.air) * mix
-    sky = sky + np.maximum(cloud, 0)[..., None] * (240 - sky) * (0.5 if drive.weather.haze > 200 else 0.0)
-    above = ~np.isfinite(z)
-    colour = np.where(above[..., None], sky, colour)
-    return colour.astype(np.float32), np.where(above, SKY, label).astype(np.uint8), z.astype(np.float32)
+    return colour.astype(np.float32), label
+
+
+def _sky(drive: Drive, camera: Camera, rows: int) -> Float32[np.ndarray, "rows columns 3"]:
+    """From the high sky's colour down to the haze, with clouds unless it is foggy."""
+    weather = drive.weather
+    down = (np.arange(rows, dtype=np.float32) / max(camera.horizon, 1))[:, None, None] ** 1.5
+    sky = np.array(weather.zenith, np.float32) * (1 - down) + np.array(weather.air, np.float32) * down
+    cloud = cv2.resize(drive.texture[60:140, 60:200], (camera.columns, max(rows, 1)))[:rows, :, None] * 0.35
+    return np.asarray(sky + np.clip(cloud, 0, 1) * (240 - sky) * (0.5 if weather.haze > 200 else 0.0), np.float32)
 
 
 def _markings(
@@ -291,6 +320,20 @@ def _shadow(
     return light
 
 
+def _tidied(
+    label: UInt8[np.ndarray, "rows columns"], thing: Int32[np.ndarray, "rows columns"]
+) -> tuple[UInt8[np.ndarray, "rows columns"], Int32[np.ndarray, "rows columns"]]:
+    """Truth as a person would draw it: specks take the class and object of the nearest ground."""
+    speck = np.zeros(label.shape, bool)
+    for number in np.unique(label):
+        _, piece, stats, _ = cv2.connectedComponentsWithStats((label == number).astype(np.uint8), connectivity=4)
+        small = stats[:, cv2.CC_STAT_AREA] < (_SPECK if number in (VEHICLE, PERSON, SIGN) else _SLIVER * label.size)
+        small[0] = False
+        speck |= small[piece]
+    near = ndimage.distance_transform_edt(speck, return_distances=False, return_indices=True)
+    return np.ascontiguousarray(label[tuple(near)]), np.ascontiguousarray(thing[tuple(near)])
+
+
 def _photograph(drive: Drive, layers: Layers, number: int) -> Frame:
     """Haze, exposure, lens and sensor; then the fine grid becomes pixels."""
     rng = np.random.default_rng((drive.noise_seed, number))
@@ -301,7 +344,7 @@ def _photograph(drive: Drive, layers: Layers, number: int) -> Frame:
     clear = np.where(np.isfinite(layers.depth), np.exp(-np.minimum(layers.depth, 1e4) / weather.haze), 1)[..., None]
     colour = colour * clear + np.array(weather.air) * (1 - clear)
     rows, columns = drive.size
-    label, thing = (np.ascontiguousarray(a[::_FINE, ::_FINE]) for a in (layers.label, layers.thing))
+    label, thing = _tidied(layers.label[::_FINE, ::_FINE], layers.thing[::_FINE, ::_FINE])
     small = cv2.resize(colour.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
     down, across = np.mgrid[0:rows, 0:columns].astype(np.float32)
     off = ((across / columns - 0.5) ** 2 + (down / rows - 0.5) ** 2) * 0.55

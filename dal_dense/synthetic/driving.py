@@ -65,10 +65,10 @@ def write_driving(
     *,
     seed: int = 0,
     drives: int = 4,
-    frames_per_drive: int = 20,
+    frames_per_drive: int = 15,
     test_drives: int = 4,
     test_frames_per_drive: int = 4,
-    size: tuple[int, int] = (96, 160),
+    size: tuple[int, int] = (192, 320),
     progress: Progress = silent,
 ) -> None:
     """Write `images/*.jpg`, `masks/*.png`, `splits.json`, `classes.json`, COCO boxes and a manifest.
@@ -117,10 +117,10 @@ def ensure_driving(
     *,
     seed: int = 0,
     drives: int = 4,
-    frames_per_drive: int = 20,
+    frames_per_drive: int = 15,
     test_drives: int = 4,
     test_frames_per_drive: int = 4,
-    size: tuple[int, int] = (96, 160),
+    size: tuple[int, int] = (192, 320),
     progress: Progress = silent,
 ) -> bool:
     """Like `write_driving`, but do nothing if that very set is there; true if it was made now."""

@@ -31,7 +31,8 @@ def calibrate(
         windows: as at inference.
         seed: of the subset of voxels.
     """
-    logits, truth = [], []
+    logits: list[Tensor] = []
+    truth: list[Tensor] = []
     for piece in pieces:
         voxels = np.flatnonzero((piece.label != IGNORE).numpy().reshape(-1))
         if len(voxels) > VOXELS_A_PIECE:
@@ -46,7 +47,9 @@ def calibrate(
     if not truth:
         return 1.0, {"temperature": 1.0, "held_out_voxels": 0.0}
     values, classes = torch.cat(logits, 1), torch.cat(truth)
-    temperature = fit_temperature(values, classes)
+    # one class alone would be "calibrated" by certainty without bound
+    several = bool((classes != classes[0]).any())
+    temperature = fit_temperature(values, classes) if several else 1.0
     return temperature, {
         "temperature": temperature,
         "ece_before": _error(values, classes, 1.0),

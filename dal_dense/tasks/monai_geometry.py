@@ -24,7 +24,7 @@ from dal_dense.images import Header
 try:
     import nibabel
     from monai.data import MetaTensor
-    from monai.transforms import Compose, NormalizeIntensity, Orientation, Resize, ScaleIntensityRange, Spacing
+    from monai.transforms import NormalizeIntensity, Orientation, Resize, ScaleIntensityRange, Spacing
     from monai.transforms.utils import convert_applied_interp_mode
 except ImportError as missing:
     raise MissingPackageError(
@@ -144,10 +144,10 @@ class Geometry:
             return data
         operations = list(convert_applied_interp_mode(list(grid.operations), mode=mode))
         moved = MetaTensor(data, affine=grid.affine, applied_operations=operations)
-        steps = [self._turn, *([self._space] if self._space else []), *([self._resize] if self._resize else [])]
-        by_name = {type(step).__name__: step for step in steps}
-        chain = Compose([by_name[operation["class"]] for operation in grid.operations])
-        return _plain(chain.inverse(moved).as_tensor())
+        steps = [self._turn, self._space] if grid.axcodes else [self._resize]
+        for step in reversed(steps[: len(operations)]):
+            moved = step.inverse(moved)
+        return _plain(moved.as_tensor())
 
     def _model_spacing(self, header: Header, moved: Any) -> tuple[float, ...]:
         if header.affine is None:

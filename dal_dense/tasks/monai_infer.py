@@ -123,10 +123,17 @@ class FeatureCells:
         pool: Any = nnf.avg_pool2d if self._count.ndim == 2 else nnf.avg_pool3d
         total, count = self._sum, self._count
         while bool((count == 0).any()):
-            near = pool(total[None], 3, 1, 1)[0], pool(count[None, None], 3, 1, 1)[0, 0]
+            near = _box(pool, total), _box(pool, count[None])[0]
             empty = count == 0
             total, count = torch.where(empty, near[0], total), torch.where(empty, near[1], count)
         return total / count
+
+
+def _box(pool: Any, values: Float[Tensor, "channels *coarse"]) -> Float[Tensor, "channels *coarse"]:
+    """Mean over a cell and its neighbours, counting zeros outside."""
+    padded = nnf.pad(values, (1, 1) * (values.ndim - 1))
+    box: Tensor = pool(padded[None], 3, 1)[0]
+    return box
 
 
 def _flat(where: Sequence[Tensor], shape: Sequence[int]) -> Tensor:

@@ -254,3 +254,9 @@ def test_models_are_values() -> None:
     assert isinstance(PRESETS["ct_contour"], CostModel)
     with pytest.raises(AttributeError):
         PRESETS["ct_contour"].image_seconds = 1  # type: ignore[misc]
+
+
+def test_settings_override_the_prior_and_answers_still_update_it() -> None:
+    config = CostConfig(prior_boundary=1.0, prior_objects=0.5)
+    prior = CostPrior.of(config)
+    assert (prior.boundary, prior.objects, prior.weight) == (1.0, 0.5, PRIORS["ct_contour"].weight)

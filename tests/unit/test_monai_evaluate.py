@@ -1,0 +1,65 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from monai.metrics import DiceMetric
+
+from dal_dense.tasks.monai_evaluate import Scoreboard, confusion, dice, iou
+
+CLASSES = ("background", "a", "b")
+
+
+def one_hot(label: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.one_hot(label.long(), 3).movedim(-1, 0).float()
+
+
+def draw(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    gen = torch.Generator().manual_seed(seed)
+    return tuple(torch.randint(0, 3, (6, 7), generator=gen).to(torch.uint8) for _ in range(2))  # type: ignore[return-value]
+
+
+def test_dice_equals_monai_and_iou_its_transform():
+    truth, found = draw(0)
+    matrix = confusion(truth, found, 3)
+    assert matrix.sum() == 42
+    expected = DiceMetric(include_background=True)(one_hot(found)[None], one_hot(truth)[None])[0]
+    assert dice(matrix) == pytest.approx(expected.numpy())
+    assert iou(matrix) == pytest.approx(dice(matrix) / (2 - dice(matrix)))
+
+
+def test_ignored_ground_counts_nowhere():
+    truth, found = draw(1)
+    matrix = confusion(truth, found, 3)
+    truth[0] = 255
+    assert np.array_equal(matrix - confusion(draw(1)[0][:1], found[:1], 3), confusion(truth, found, 3))
+
+
+def test_mean_dice_is_over_images_then_classes_without_background():
+    board = Scoreboard(CLASSES, "dice", True)
+    a, b = torch.zeros(4, 4, dtype=torch.uint8), torch.zeros(4, 4, dtype=torch.uint8)
+    a[0, :2], b[0] = 1, 1
+    found_a, found_b = a.clone(), b.clone()
+    found_a[0, 0] = 0  # dice 2/3
+    board.add("p1", one_hot(found_a), a)
+    board.add("p2", one_hot(found_b), b)
+    result = board.result()
+    assert result.per_class["a"] == pytest.approx((2 / 3 + 1) / 2)
+    assert math.isnan(result.per_class["b"])
+    assert result.value == pytest.approx((2 / 3 + 1) / 2)
+    assert result.per_group == pytest.approx({"p1": 2 / 3, "p2": 1.0})
+    assert result.extra["ece"] == pytest.approx(1 / 32)
+
+
+def test_miou_pools_all_pixels():
+    board = Scoreboard(CLASSES, "miou", False)
+    pairs = [draw(2), draw(3)]
+    for truth, found in pairs:
+        board.add("drive", one_hot(found), truth)
+    pooled = iou(sum(confusion(t, f, 3) for t, f in pairs))
+    assert board.result().value == pytest.approx(pooled.mean())
+    assert board.result().per_group["drive"] == pytest.approx(pooled.mean())
+
+
+def test_nothing_measured_is_nan_not_a_crash():
+    assert math.isnan(Scoreboard(CLASSES, "dice", True).result().value)

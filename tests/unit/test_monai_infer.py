@@ -1,0 +1,111 @@
+import pytest
+import torch
+from torch import nn
+
+from dal_dense.config import NetworkConfig, UncertaintyConfig
+from dal_dense.tasks.monai_infer import FeatureCells, Pass, Windows, draw_sums, pass_logits, passes, window_logits
+from dal_dense.tasks.monai_networks import Network, build_network
+from dal_dense.tasks.monai_weights import Model, ModelCard
+
+CPU = torch.device("cpu")
+WINDOWS = Windows((8, 8), 0.25, CPU)
+
+
+def model(count: int = 1, dropout: float = 0.5) -> Model:
+    settings = NetworkConfig(channels=(4, 8), dropout=dropout)
+    networks = tuple(build_network(settings, ndim=2, in_channels=1, classes=3, seed=s).eval() for s in range(count))
+    card = ModelCard(
+        network=settings, ndim=2, in_channels=1, classes=("a", "b", "c"), temperature=1.0,
+        role="members", files=(), inputs="",
+    )  # fmt: skip
+    return Model(card, networks, "sha")
+
+
+class Pointwise(nn.Module):
+    """A network without context: windows must not matter."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = nn.AvgPool2d(4)
+
+    def forward(self, x):
+        self.pool(x)
+        return torch.cat([x, 2 * x, -x], 1)
+
+
+def pointwise() -> Network:
+    body = Pointwise()
+    return Network(body, body.pool, [], dropout=0.0, factor=1)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (5, 30), (19, 23), (3, 3)])
+def test_windows_are_blended_without_seams_on_any_size(shape):
+    image = torch.randn(1, *shape)
+    assert torch.allclose(window_logits(pointwise(), image, WINDOWS), torch.cat([image, 2 * image, -image]), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(16, 24), (8, 30), (19, 41)])
+def test_features_lie_where_the_image_has_them(shape):
+    rows, cols = torch.meshgrid(*[torch.arange(n, dtype=torch.float32) for n in shape], indexing="ij")
+    for axis, ramp in enumerate((rows, cols)):
+        cells = FeatureCells(shape)
+        window_logits(pointwise(), ramp[None], Windows((16, 16), 0.25, CPU), cells)
+        coarse = cells.mean()
+        assert tuple(coarse.shape) == (1, *(-(-n // 8) for n in shape))
+        middle = coarse[0].mean(1 - axis)[: shape[axis] // 8]
+        expected = torch.arange(len(middle)) * 8 + 3.5
+        assert (middle - expected).abs().max() <= 4.0 if len(middle) else True
+        assert torch.isfinite(coarse).all()
+
+
+def test_flips_are_undone():
+    fitted = model(dropout=0.0)
+    image = torch.randn(1, 16, 16)
+    straight = pass_logits(Pass(fitted.networks[0]), image, WINDOWS)
+    turned = pass_logits(Pass(fitted.networks[0], flips=(0, 1)), image.flip([1, 2]), WINDOWS)
+    assert torch.allclose(turned.flip([1, 2]), straight, atol=1e-4)
+
+
+def test_dropout_draws_are_keyed_by_image_and_number_and_leave_norm_alone():
+    fitted, image = model(), torch.randn(1, 12, 12)
+    settings = UncertaintyConfig(draws="mc_dropout", count=3)
+    one = [pass_logits(p, image, WINDOWS) for p in passes(fitted, settings, (), "img")]
+    torch.rand(7)
+    again = [pass_logits(p, image, WINDOWS) for p in reversed(list(passes(fitted, settings, (), "img")))][::-1]
+    other = [pass_logits(p, image, WINDOWS) for p in passes(fitted, settings, (), "other")]
+    assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
+    assert not torch.equal(one[0], one[1]) and not torch.equal(one[0], other[0])
+    assert not any(m.training for m in fitted.networks[0].modules())
+
+
+def test_inference_leaves_the_global_generator_alone():
+    fitted = model()
+    before = torch.get_rng_state()
+    draws = passes(fitted, UncertaintyConfig(draws="mc_dropout", count=2), (), "img")
+    draw_sums(draws, torch.randn(1, 8, 8, generator=torch.Generator()), WINDOWS, 1.0, features=True)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    "draws,count,expected",
+    [("single", 4, 1), ("flips", 3, 3), ("flips", 9, 4), ("ensemble", 2, 2), ("mc_dropout", 5, 5)],
+)
+def test_number_of_draws(draws, count, expected):
+    fitted = model(2 if draws == "ensemble" else 1)
+    found = list(passes(fitted, UncertaintyConfig(draws=draws, count=count), (0, 1), "img"))
+    assert len(found) == expected
+    assert len({(id(p.network), p.flips, p.dropout) for p in found}) == expected
+
+
+def test_streamed_maps_equal_stacked_draws_and_temperature_softens():
+    fitted, image = model(3, dropout=0.0), torch.randn(1, 10, 11)
+    settings = UncertaintyConfig(draws="ensemble", count=3)
+    sums, features = draw_sums(passes(fitted, settings, (), "i"), image, WINDOWS, 2.0, features=True)
+    stack = torch.stack([torch.softmax(pass_logits(Pass(n), image, WINDOWS) / 2.0, 0) for n in fitted.networks])
+    assert torch.allclose(sums.mean(), stack.mean(0), atol=1e-6)
+    mutual = torch.special.entr(stack.mean(0)).sum(0) - torch.special.entr(stack).sum(1).mean(0)
+    assert torch.allclose(sums.maps(["mutual_information"])["mutual_information"], mutual, atol=1e-5)
+    assert features is not None and tuple(features.shape[1:]) == (2, 2)
+    sharp, _ = draw_sums(passes(fitted, settings, (), "i"), image, WINDOWS, 1.0, features=False)
+    entropy = {t: s.maps(["predictive_entropy"])["predictive_entropy"].mean() for t, s in ((1, sharp), (2, sums))}
+    assert entropy[2] > entropy[1]

@@ -1,0 +1,66 @@
+import pytest
+import torch
+
+from dal_dense.config import NetworkConfig
+from dal_dense.errors import ConfigError
+from dal_dense.tasks.monai_networks import FEATURES, build_network, check_patch
+
+NAMES = ("unet", "dynunet", "segresnet")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_logits_and_features_of_a_batch_of_one(name, ndim):
+    settings = NetworkConfig(name=name, channels=(4, 8, 16), dropout=0.2)
+    net = build_network(settings, ndim=ndim, in_channels=2, classes=3, seed=5)
+    x = torch.randn(1, 2, *(16, 8, 8)[:ndim])
+    logits, features = net.eval().with_features(x)
+    assert tuple(logits.shape) == (1, 3, *x.shape[2:])
+    assert tuple(features.shape[2:]) == tuple(n // 4 for n in x.shape[2:])
+    assert features.shape[1] <= FEATURES
+    assert torch.equal(logits, net(x))
+    again = build_network(settings, ndim=ndim, in_channels=2, classes=3, seed=5)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
+    assert not list(net.buffers())  # no running statistics that a dropout pass could move
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dropout_is_there_and_nothing_else_is_random(name):
+    net = build_network(
+        NetworkConfig(name=name, channels=(4, 8, 16), dropout=0.5), ndim=2, in_channels=1, classes=3, seed=0
+    )
+    net.eval()
+    x = torch.randn(1, 1, 16, 16)
+    plain = net(x)
+    with net.dropping(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        one, two = net(x), net(x)
+    assert not torch.equal(one, two)
+    assert torch.equal(net(x), plain)
+
+
+def test_building_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    build_network(NetworkConfig(channels=(4, 8)), ndim=2, in_channels=1, classes=2, seed=9)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_wide_features_are_projected():
+    net = build_network(NetworkConfig(channels=(8, 96)), ndim=2, in_channels=1, classes=2, seed=0)
+    assert net.with_features(torch.randn(1, 1, 8, 8))[1].shape[1] == FEATURES
+
+
+@pytest.mark.parametrize("patch,mend", [((30, 32), r"\[32, 32\]"), ((4, 32), r"\[8, 32\]")])
+def test_a_patch_must_fit_the_depth(patch, mend):
+    with pytest.raises(ConfigError, match=rf"task\.train\.patch.*multiple of 4.*write {mend}"):
+        check_patch(NetworkConfig(channels=(4, 8, 16)), patch, 2)
+    check_patch(NetworkConfig(channels=(4, 8, 16)), (8, 12), 2)
+
+
+def test_wrong_number_of_axes_and_wrong_channels():
+    with pytest.raises(ConfigError, match=r"task\.train\.patch: 3 numbers found, 2 expected"):
+        check_patch(NetworkConfig(), (8, 8, 8), 2)
+    with pytest.raises(ConfigError, match=r"\[8, 16, 32\] was expected"):
+        build_network(NetworkConfig(name="segresnet", channels=(8, 16, 64)), ndim=2, in_channels=1, classes=2, seed=0)
+    with pytest.raises(ConfigError, match="at least 3 levels"):
+        build_network(NetworkConfig(name="dynunet", channels=(8, 16)), ndim=2, in_channels=1, classes=2, seed=0)
