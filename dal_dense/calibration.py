@@ -32,7 +32,9 @@ def negative_log_likelihood(
     return float(-p.double().clamp_min(1e-12).log().mean())
 
 
-def fit_temperature(logits: Float[Tensor, "members n classes"], truth: Integer[Tensor, " n"], *, steps: int = 24) -> float:
+def fit_temperature(
+    logits: Float[Tensor, "members n classes"], truth: Integer[Tensor, " n"], *, steps: int = 24
+) -> float:
     """The temperature of least negative log-likelihood, by golden section on its logarithm.
 
     Args:

@@ -247,7 +247,7 @@ def _paint_liver_vessels(canvas: Canvas, patient: Patient) -> None:
 
 
 def _paint_lesions(canvas: Canvas, patient: Patient) -> None:
-    """Liver lesions: none in every seventh patient, else one to four; about half as dark as water, half faint."""
+    """Liver lesions: none in every seventh patient, else one to four; most as dark as water, the others faint."""
     rng = patient.rng
     voxel_mm = float(canvas.axes[0][1] - canvas.axes[0][0])
     deep = ndimage.binary_erosion(canvas.label == LIVER, iterations=max(1, round(8 / voxel_mm)))
@@ -255,16 +255,16 @@ def _paint_lesions(canvas: Canvas, patient: Patient) -> None:
     if not len(places):
         return
     for _ in range(int(rng.choice(5, p=(0.15, 0.2, 0.25, 0.2, 0.2)))):
-        radius = float(np.exp(rng.uniform(np.log(6.0), np.log(26.0))))
+        radius = float(np.exp(rng.uniform(np.log(8.0), np.log(28.0))))
         voxel = tuple(places[int(rng.integers(len(places)))])
         at = np.array([p[voxel] for p in canvas.place])
         knobs = [
             Blob(_vector(at + rng.normal(0, 0.35 * radius, 3)), _vector(radius * rng.uniform(0.6, 1.0, 3)))
             for _ in range(3)
         ]
-        faint = patient.tissue["liver"] + patient.tissue["lesion"] * float(rng.uniform(0.6, 1.3))
+        faint = patient.tissue["liver"] + patient.tissue["lesion"] * float(rng.uniform(0.8, 1.4))
         fluid = float(rng.uniform(0, 25))
-        hu = fluid if rng.random() < 0.45 else faint
+        hu = fluid if rng.random() < 0.6 else faint
         canvas.paint(knobs, hu, label=LESION, within=LIVER)
         if radius > 12 and rng.random() < 0.4:  # a dead core
             core = [Blob(knobs[0].centre, _vector(0.5 * np.array(knobs[0].radii)))]

@@ -204,7 +204,8 @@ class Crops:
             reach = np.max([np.abs(d.matrix) @ np.array(self.train.patch) for d in warped], axis=0)
             size = tuple(int(n) for n in np.ceil(reach) + 2)
             blocks = [_block(self.pieces[d.piece], d, size, self.train.patch) for d in warped]
-            sampled = _sample(*(torch.stack(part).to(device) for part in zip(*blocks, strict=True)), self.train.patch)
+            ground, known, affine = (torch.stack(part).to(device) for part in zip(*blocks, strict=True))
+            sampled = _sample(ground, known, affine, self.train.patch)
             image += list(sampled[0])
             label += list(sampled[1])
         return self._shade(torch.stack(image), rng), torch.stack(label)
@@ -253,7 +254,8 @@ class Crops:
         draw = torch.from_numpy(rng.uniform(-strength, strength, (2, image.shape[0])).astype(np.float32))
         contrast, brightness = draw.to(image.device).reshape(2, -1, *(1,) * (image.ndim - 1))
         mean = image.mean(tuple(range(1, image.ndim)), keepdim=True)
-        return (image - mean) * (1 + contrast) + mean + brightness
+        shaded: Tensor = (image - mean) * (1 + contrast) + mean + brightness
+        return shaded
 
 
 @dataclass(frozen=True)
@@ -272,7 +274,8 @@ def _pick(rng: np.random.Generator, weights: NDArray[np.int64]) -> int:
 def _window(piece: Piece, draw: _Draw, patch: Sequence[int]) -> NDArray[np.int64]:
     """First voxel of the upright crop: the drawn voxel in its middle, moved into the image as far as it goes."""
     shape, edge = np.array(piece.label.shape), np.array(patch)
-    return np.minimum(np.maximum(draw.voxel - edge // 2, 0), np.maximum(shape - edge, 0))
+    first: NDArray[np.int64] = np.minimum(np.maximum(draw.voxel - edge // 2, 0), np.maximum(shape - edge, 0))
+    return first
 
 
 def _cut(piece: Piece, first: NDArray[np.int64], size: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -40,7 +40,9 @@ def iou(matrix: Int[np.ndarray, "classes classes"]) -> Float[np.ndarray, " class
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> Float[np.ndarray, " classes"]:
-    return np.divide(above, below, out=np.full(len(below), np.nan), where=below > 0)
+    ratio = np.full(len(below), np.nan)
+    np.divide(above, below, out=ratio, where=below > 0)
+    return ratio
 
 
 def _mean(values: np.ndarray) -> Float[np.ndarray, " classes"]:

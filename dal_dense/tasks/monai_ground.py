@@ -132,6 +132,6 @@ def paste(known: LabelledImage, header: Header) -> UInt16[np.ndarray, "2 *grid"]
                 f"{known.record.paths[0]}: the labelled region {box} lies outside the image's grid {header.shape}; "
                 "was the image replaced after it was labelled? Put the old file back"
             )
-        both[(0, *slices(box))] = label
-        both[(1, *slices(box))] = n
+        both[0][slices(box)] = label
+        both[1][slices(box)] = n
     return both

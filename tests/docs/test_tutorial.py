@@ -45,6 +45,7 @@ def run(line: str, folder: Path) -> tuple[int, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # about one minute on two idle cores
 def test_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("tools", "datasets"):
         (tmp_path / name).symlink_to(ROOT / name)

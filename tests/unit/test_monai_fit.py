@@ -21,7 +21,7 @@ from dal_dense.tasks.monai_fit import PERTURB, late_snapshots, learning_rate, st
 from dal_dense.tasks.monai_ground import gather, held_out, paste
 from dal_dense.tasks.monai_networks import build_network
 from dal_dense.tasks.monai_segmentation import MonaiSegmentation
-from dal_dense.tasks.monai_weights import load_weights
+from dal_dense.tasks.monai_weights import folder_sha256, load_weights
 
 sys.path.insert(0, str(Path(__file__).parent))
 from toy_pool import CLASSES, known, toy_record
@@ -134,8 +134,16 @@ def test_temperature_and_figures_of_a_fit(image, tmp_path):
     card = json.loads((tmp_path / "fit" / "model.json").read_text())
     assert card["temperature"] == report.figures["temperature"]
     assert not (tmp_path / "fit" / "half_done").exists()
+    (tmp_path / "fit" / "model.json").write_text(json.dumps({**card, "temperature": 9.0}))
+    assert folder_sha256(tmp_path / "fit") != report.sha256  # the temperature is part of the model
     plain = fit(task_of(uncertainty={"temperature": False}), labelled, tmp_path / "plain")
     assert plain.figures["temperature"] == 1.0
+
+
+def test_members_of_an_ensemble_differ(image, tmp_path):
+    fit(task_of(uncertainty={"draws": "ensemble", "count": 2}), [known(*image, TILES[:3])], tmp_path)
+    one, two = (load_weights(tmp_path / f"member_0{m}.safetensors") for m in range(2))
+    assert not any(torch.equal(one[name], two[name]) for name in one if one[name].ndim > 1)
 
 
 def test_warm_and_shrunk_starts(image, tmp_path):

@@ -109,3 +109,12 @@ def test_streamed_maps_equal_stacked_draws_and_temperature_softens():
     sharp, _ = draw_sums(passes(fitted, settings, (), "i"), image, WINDOWS, 1.0, features=False)
     entropy = {t: s.maps(["predictive_entropy"])["predictive_entropy"].mean() for t, s in ((1, sharp), (2, sums))}
     assert entropy[2] > entropy[1]
+
+
+def test_features_are_those_of_the_unflipped_pass():
+    fitted, image = model(dropout=0.0), torch.randn(1, 16, 24)
+    one, many = (
+        draw_sums(passes(fitted, UncertaintyConfig(draws=d), (0, 1), "i"), image, WINDOWS, 1.0, features=True)[1]
+        for d in ("single", "flips")
+    )
+    assert one is not None and many is not None and torch.equal(one, many)
