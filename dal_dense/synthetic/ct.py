@@ -4,7 +4,7 @@ Organs are unions of ellipsoids in millimetres, bent by a smooth warp of its own
 painted on a grid twice as fine and averaged down, so edges show partial volume. What makes it
 hard: three contrast phases that shift the organs' HU, correlated noise and streaks, look-alikes
 without a label (stomach, bowel, gall bladder, muscle, vessels), patients without spleen, with one
-kidney or a large liver, and low-contrast liver lesions of about 15 to 50 mm that are not in every patient.
+kidney or a large liver, and liver lesions of about 15 to 50 mm, some of them faint, not in every patient.
 """
 
 from __future__ import annotations

@@ -10,9 +10,11 @@ import cv2
 import nibabel as nib
 import numpy as np
 import pytest
+import yaml
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from dal_dense.config import Config
 from dal_dense.errors import DataError
 from dal_dense.synthetic import CT_CLASSES, DRIVING_CLASSES, ensure_ct, ensure_driving, write_ct
 from dal_dense.synthetic.ct import phantom
@@ -253,3 +255,13 @@ def test_texture_repeats_without_a_seam():
     assert np.allclose(line[64:128], texture[5], atol=1e-3)
     steps = np.abs(np.diff(line[64:]))
     assert steps[63] < steps[:63].max(), "the step from the last texel to the first is like any other"
+
+
+@pytest.mark.parametrize("name", ["demo_ct", "demo_driving"])
+def test_demo_configs_fit_the_made_sets(name, pytestconfig):
+    config = Config.model_validate(yaml.safe_load((pytestconfig.rootpath / "configs" / f"{name}.yaml").read_text()))
+    assert config.run_dir == Path("runs") / name
+    assert config.data_root == config.run_dir / "data"
+    if name == "demo_driving":
+        assert config.data.classes == dict(enumerate(DRIVING_CLASSES))
+        assert config.data.ignore_index == 255
