@@ -18,3 +18,11 @@ def data_root(pytestconfig: pytest.Config) -> Path:
     if not root.is_dir():
         pytest.skip(f"no public data at {root}; give --data-root")
     return root.resolve()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """The tests' networks are tiny: a second thread only waits for the first, and for its neighbours."""
+    import torch
+
+    torch.set_num_threads(1)

@@ -74,7 +74,7 @@ class FitReport:
 
     Attributes:
         weights: folder with the members' safetensors files and `model.json`.
-        sha256: over all files of the folder.
+        sha256: over the weights and `model.json`; files that hold times are left out.
         figures: numbers for the ledger: final loss, temperature, ece_before, ece_after, seconds, iterations.
     """
 

@@ -129,7 +129,8 @@ def check_patch(network: NetworkConfig, patch: Sequence[int], ndim: int) -> None
 def _norm(settings: NetworkConfig, ndim: int) -> tuple[str, dict[str, Any]]:
     """Instance norm for volumes; for frames group norm, which keeps how bright and of what colour a crop is.
 
-    Measured with short fits: frames gain a quarter of their mIoU, volumes lose a tenth of their Dice by it.
+    Short fits, group against instance norm: CamVid mIoU .18 against .14 (one seed, 250 iterations);
+    OpenKBP Dice .43 against .53, MSD hippocampus .78 against .81 (two seeds each).
     """
     if ndim == 3:
         return "INSTANCE", {"affine": True}
@@ -142,7 +143,8 @@ def _unet(settings: NetworkConfig, ndim: int, in_channels: int, classes: int) ->
     norm = _norm(settings, ndim)
     body = UNet(ndim, in_channels, first, settings.channels, (2,) * (levels - 1), num_res_units=2, norm=norm)
     # logits by one upsampling convolution: MONAI's residual unit on `classes` channels at full resolution
-    # takes a quarter of the time and made Dice no better (20 crops of MSD hippocampus: .79 with, .81 without);
+    # takes a seventh of the time and made Dice no better (MSD hippocampus, 20 crops, 2 seeds, with three taps:
+    # .79 with, .81 without);
     # four taps at stride 2 overlap evenly, where three print a chequerboard on the uncertainty (Odena et al. 2016)
     wide = body.model[2][0].conv.in_channels
     upsample = nn.ConvTranspose3d if ndim == 3 else nn.ConvTranspose2d
