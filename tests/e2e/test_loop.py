@@ -100,10 +100,10 @@ def test_the_same_seed_asks_the_same_and_another_seed_does_not(
 ) -> None:
     fine(train_al(settings(data, tmp_path / "again")))
     assert story(tmp_path / "again") == expected
-    fine(train_al(settings(data, tmp_path / "other", seed="1")))
+    fine(train_al(settings(data, tmp_path / "other", seed="1", budget__rounds="1")))
     here, there = expected[0], queries(tmp_path / "other")
-    assert isinstance(here, list)
-    assert all([r.box for r in a.regions] != [r.box for r in b.regions] for a, b in zip(here, there, strict=True))
+    assert isinstance(here, list) and len(there) == 2
+    assert all([r.box for r in a.regions] != [r.box for r in b.regions] for a, b in zip(here[:2], there, strict=True))
 
 
 def test_called_again_a_finished_run_changes_nothing(
@@ -475,7 +475,8 @@ def test_people_and_oracle_who_agree_teach_the_same(
     for number in range(3):
         draw(data, batch(tmp_path / "run", number))
         fine(train_al(people))
-    assert story(tmp_path / "run") == expected
+    *told, spent = story(tmp_path / "run")
+    assert told == expected[:-1] and spent == pytest.approx(expected[-1])  # summed in another order
 
 
 def test_frames_go_out_and_come_back(train_al: TrainAl, frames: Path, tmp_path: Path) -> None:
