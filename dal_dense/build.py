@@ -21,6 +21,7 @@ from dal_dense.images import read_image
 from dal_dense.labels import know_initial
 from dal_dense.ledger import Ledger
 from dal_dense.pool import Pool, open_pool
+from dal_dense.report.words import count
 from dal_dense.rounds import Run, quarantine
 from dal_dense.splits import Known
 from dal_dense.tasks.base import Task
@@ -43,6 +44,7 @@ def open_run(config: Config, screen: Screen) -> Iterator[Run]:
         torch.set_num_threads(config.threads)
     pool = open_pool(config.data, config.data_root, seed=config.seed, known=known_pool(config.run_dir))
     check_dimensions(config, pool)
+    check_initial_masks(config, pool)
     task = build_task(config, pool)
     with (
         located(config.run_dir),
@@ -182,6 +184,20 @@ def check_dimensions(config: Config, pool: Pool) -> None:
         raise ConfigError("query.kind: slice needs volumes, and the pool holds frames; use crop or image")
 
 
+def check_initial_masks(config: Config, pool: Pool) -> None:
+    """Are the images that `annotator.initial_masks` names in the pool, with a mask each?"""
+    wanted = config.annotator.initial_masks
+    if isinstance(wanted, str):
+        return
+    masked = {r.id for r in pool.members if r.mask is not None}
+    lacking = [name for name in wanted if name not in masked]
+    if lacking:
+        raise ConfigError(
+            f"annotator.initial_masks: {', '.join(lacking)} is not an image of the pool that has a mask; "
+            f"correct the ids (the pool has {count(len(masked), 'image')} with masks)"
+        )
+
+
 def know_initial_masks(run: Run) -> None:
     """Record, once, the masks that are known before the first query."""
     wanted = run.config.annotator.initial_masks
@@ -190,4 +206,4 @@ def know_initial_masks(run: Run) -> None:
     named = [r for r in run.pool.train if r.mask is not None] if wanted == "all" else [run.pool[i] for i in wanted]
     new = know_initial(run.ledger, run.pool, named, lambda record, problem: quarantine(run, record.id, problem))
     if new:
-        run.screen.say(f"{new} images have masks from the start")
+        run.screen.say(f"masks from the start: {count(new, 'image')}")

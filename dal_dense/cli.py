@@ -86,6 +86,9 @@ def _one_line(text: str) -> str:
     wanted = re.search(
         r"(Input should be [^\[]*|String should match [^\[]*|Expected an? [^.]*)", text.split("Got value")[0]
     )
+    if key and "<class 'tuple'>" in text and value is None:
+        value = re.search(r"Given value: (.*)", text)
+        return f"{key[1]}: got {value[1] if value else '?'!r}; expected a list in brackets, as in [a, b], or see --help"
     if key and wanted:
         expected = re.sub(r"Expected an? ", "expected ", wanted[1]).strip()
         got = f"got {value[1].strip()!r}; " if value else ""

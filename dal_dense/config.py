@@ -55,7 +55,7 @@ class DataConfig(_Settings):
         description="share of groups held out when neither split_file nor listing has a test split",
     )
     group_field: str | None = Field(
-        default=None, description="coco: field of an image record that names its patient or drive"
+        default=None, description="field of a listing's image record that names its patient or drive (coco, msd)"
     )
     group_pattern: str | None = Field(
         default=None, description="regular expression on the id; its first bracket is the group, as in ^([^_]+)_"
@@ -318,6 +318,11 @@ class Config(_Settings):
             )
         if any(side < 1 for size in (*self.query.sizes, train.patch) for side in size):
             raise ValueError("query.sizes and task.train.patch need sides of at least 1")
+        if self.budget.start_seconds == 0 and self.annotator.initial_masks in ("none", ()):
+            raise ValueError(
+                "budget.start_seconds is 0 and annotator.initial_masks is none, so the first model has nothing to "
+                "learn from; raise the one or name masks in the other"
+            )
         if self.annotator.name == "oracle" and self.data.format == "folder" and self.data.masks is None:
             raise ValueError(
                 "annotator.name oracle answers from masks, but data.masks is null; name the folder or use people"

@@ -5,6 +5,7 @@
     |-- DataError        an image, mask or listing cannot be used as it is
     |-- LabelError       a returned label cannot be taken: unasked region, wrong shape, conflict
     |-- BudgetError      the budget buys nothing
+    |   `-- PoolExhausted     nothing is left to ask
     |-- LedgerError      the run's state is locked by another process, damaged, or of another config
     |-- MissingPackageError   an optional package is not installed; the message holds the install line
 
@@ -31,6 +32,10 @@ class LabelError(DalDenseError):
 
 class BudgetError(DalDenseError):
     """The budget buys nothing."""
+
+
+class PoolExhausted(BudgetError):  # noqa: N818 - the pool is, and that may be a happy end
+    """Nothing is left to ask: all ground is labelled, asked or set aside."""
 
 
 class LedgerError(DalDenseError):

@@ -21,7 +21,7 @@ from dal_dense.annotators import Annotator, Outcome, Proposed, nothing_proposed
 from dal_dense.config import Config
 from dal_dense.console import Screen
 from dal_dense.costs import CostModel, CostPrior, refit
-from dal_dense.errors import BudgetError, DataError, LedgerError, Stopped
+from dal_dense.errors import BudgetError, DataError, LedgerError, PoolExhausted, Stopped
 from dal_dense.images import read_header, read_image
 from dal_dense.labels import ground, labelled_images
 from dal_dense.ledger import Ledger
@@ -68,13 +68,13 @@ class Run:
 
 
 def ask(run: Run, number: int) -> Query | None:
-    """Choose and record the regions of one round; None if the budget of the whole run is spent.
+    """Choose and record the regions of one round; None if the whole budget is spent or nothing is left to ask.
 
     Round 0 is the start set: no model, no truth. A chosen image that cannot be read is quarantined
     and the choice is made again, so that nobody is sent to a broken file.
 
     Raises:
-        BudgetError: if the round's budget buys nothing, or nothing is left to ask.
+        BudgetError: if the round's budget buys nothing, or there is nothing for a start set.
     """
     if (known := run.ledger.query(number)) is not None:
         return known
@@ -86,13 +86,16 @@ def ask(run: Run, number: int) -> Query | None:
     grow(run)
     query = Query(round=number, strategy=strategy, seed=run.ledger.seed_for("ask", number), regions=())
     if number and seconds <= 0:
+        run.screen.say("the budget is spent")
         return None
     try:
         query = _chosen(run, query, seconds) if seconds > 0 else query
-    except BudgetError:
-        if number and seconds < wanted:  # what is left of the whole budget buys no region any more
-            return None
-        raise
+    except BudgetError as problem:  # after the start set this is how a run ends well
+        exhausted = isinstance(problem, PoolExhausted)
+        if number == 0 or not (exhausted or seconds < wanted):
+            raise
+        run.screen.say("nothing is left to ask" if exhausted else "the budget is spent: what is left buys no region")
+        return None
     run.ledger.record_query(query, seconds_to_choose=time.monotonic() - began)
     return query
 
@@ -135,7 +138,7 @@ def offers_of_pool(run: Run, number: int, strategy: str) -> tuple[Offers, list[s
         except DataError as problem:
             quarantine(run, record.id, problem)
     if not parts:
-        raise BudgetError("no image is left to ask from; add images to the pool, or see the quarantined files above")
+        raise PoolExhausted("no image is left to ask from; add images to the pool, or see the quarantined files above")
     return concat(parts), [r.id for r in records]
 
 
@@ -374,7 +377,9 @@ def table(run: Run) -> Table:
     for name in ("round", "regions", "predicted", "charged", "in all", results.metric or "metric"):
         shown.add_column(name, justify="right", no_wrap=True)
     shown.add_column("by class")
+    classes = run.pool.classes[1:] if run.config.task.background else run.pool.classes
     for r in results.rounds:
+        known = [(name, r.per_class[name]) for name in classes if name in r.per_class]
         shown.add_row(
             str(r.round),
             f"{r.asked} in {r.images}",
@@ -382,7 +387,7 @@ def table(run: Run) -> Table:
             duration(r.seconds_charged),
             duration(r.seconds_charged_total),
             figure(r.metric),
-            "  ".join(f"{name} {figure(value, 2)}" for name, value in r.per_class.items()),
+            "  ".join(f"{name}\u00a0{figure(value, 2)}" for name, value in known),
         )
     return shown
 

@@ -24,8 +24,7 @@ def main(argv: list[str]) -> int:
     with Screen().running() as screen, open_run(config, screen) as run:
         ledger = run.ledger
         while (number := ledger.round) <= config.budget.rounds:
-            if rounds.ask(run, number) is None:
-                screen.say("the budget is spent")
+            if rounds.ask(run, number) is None:  # the budget is spent, or nothing is left to ask
                 break
             if not ledger.closed(number):
                 outcome = rounds.answer(run, number)

@@ -22,7 +22,7 @@ from dal_dense.acquire.power import power
 from dal_dense.acquire.random_ import random_
 from dal_dense.acquire.uniform import uniform
 from dal_dense.config import StrategyConfig, StrategyName
-from dal_dense.errors import BudgetError, ConfigError, DataError
+from dal_dense.errors import BudgetError, ConfigError, DataError, PoolExhausted
 from dal_dense.offers import Offers
 
 __all__ = ["STRATEGIES", "Basket", "Budget", "Round", "Selection", "Strategy", "acquire"]
@@ -62,7 +62,7 @@ def acquire(
         quota_classes: classes that quotas and balance look after (foreground).
 
     Raises:
-        BudgetError: if nothing is on offer, or the cheapest region is dearer than the budget.
+        BudgetError: if the cheapest region is dearer than the budget; `PoolExhausted` if nothing is on offer.
         ConfigError: if a quota class does not exist, or the strategy needs what the task lacks.
         DataError: if a column holds NaN, infinite or negative numbers.
     """
@@ -98,7 +98,7 @@ def _check(offers: Offers, quota_classes: Sequence[int]) -> None:
 def _check_budget(basket: Basket, when: Round) -> None:
     price = basket.price[basket.price.isfinite()]
     if len(price) == 0:
-        raise BudgetError(
+        raise PoolExhausted(
             f"nothing left to ask: of {len(basket.price)} regions on offer none is free of labelled ground; "
             "add images to the pool, choose smaller query.sizes, or stop here"
         )

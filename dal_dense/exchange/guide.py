@@ -67,7 +67,8 @@ def write_guide(folder: Path, sidecar: Sidecar, ndim: int) -> None:
 
 
 def _row(region: QueryRegion) -> str:
-    return f"  {region.id}  {region.image_id}  {list(region.start)} {list(region.stop)}"
+    where = f"{list(region.start)} {list(region.stop)}"
+    return f"  {region.id}  {region.image_id}  {where}  about {region.seconds:.0f} s"
 
 
 def snap_table(classes: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 """What a task adapter must offer. A third party adds a task by writing one such class.
 
 No behaviour is inherited: adapters share functions (`uncertainty`, `scores`, `costs`), and
-`tests/conformance.py` checks any of them against the promises made here.
+`tests/conformance/test_tasks.py` checks any of them against the promises made here.
 """
 
 from __future__ import annotations

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,9 @@ from dal_dense.tasks.monai_networks import Network, build_network
 
 MODEL_FILE = "model.json"
 FIGURES_FILE = "figures.json"
+
+LITTLE = 1 << 20
+"""Bytes: with less than this free, a write that failed is taken to have failed for want of space."""
 
 
 class ModelCard(BaseModel):
@@ -172,7 +177,12 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write beside `path`, flush to disk, rename: the file is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".new")
-    write(beside)
+    try:
+        write(beside)
+    except (SafetensorError, RuntimeError) as problem:  # neither library raises OSError when the disk is full
+        if shutil.disk_usage(path.parent).free > LITTLE:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from problem
     with beside.open("rb") as file:
         os.fsync(file.fileno())
     beside.replace(path)

@@ -139,7 +139,7 @@ def test_every_strategy_keeps_to_its_budget_and_off_what_is_asked(
 def test_labelled_images_are_never_asked(train_al: TrainAl, data: Path, tmp_path: Path) -> None:
     known = {"annotator__initial_masks": "[case_00, case_02]", "budget__start_seconds": "0"}
     ended = fine(train_al(settings(data, tmp_path / "run", **known)))
-    assert "2 images have masks from the start" in ended.out
+    assert "masks from the start: 2 images" in ended.out
     asked = queries(tmp_path / "run")
     assert [len(q.regions) > 0 for q in asked] == [False, True, True]
     assert {r.image_id for q in asked for r in q.regions} <= {"case_01", "case_03"}
@@ -515,3 +515,12 @@ def test_with_a_part_of_the_round_it_proceeds_and_takes_late_labels(
     fine(train_al(argv))
     with Ledger.read(run_dir) as ledger:
         assert ledger.round == 2 and ledger.spent(upto=1) > ledger.spent(upto=0)
+
+
+def test_a_pool_that_is_used_up_ends_the_run_well(train_al: TrainAl, data: Path, tmp_path: Path) -> None:
+    argv = settings(data, tmp_path / "run", budget__rounds="9", budget__seconds_per_round="100000", query__kind="image")
+    ended = fine(train_al(argv))
+    assert "nothing is left to ask" in ended.out
+    with Ledger.read(tmp_path / "run") as ledger:
+        assert {r.image_id for q in ledger.queries() for r in q.regions} == {f"case_{i:02d}" for i in range(4)}
+        assert len(ledger.measurements()) == len(ledger.queries())

@@ -115,9 +115,7 @@ def test_a_charge_in_volumes_is_in_mm_and_slice_by_slice(tmp_path: Path, ledger:
         nib.save(nib.Nifti1Image(values, np.diag([2.0, 2.0, 5.0, 1.0])), tmp_path / "ct" / name / "ct.nii.gz")
     data = DataConfig(format="folder", classes={0: "background", 1: "organ"}, test_fraction=0)
     pool = open_pool(data, tmp_path / "ct", seed=0)
-    asked = QueryRegion(
-        id="r00-000", image_id="ct", kind="crop", start=(0, 0, 0), stop=(8, 9, 4), score=1, seconds=1
-    )
+    asked = QueryRegion(id="r00-000", image_id="ct", kind="crop", start=(0, 0, 0), stop=(8, 9, 4), score=1, seconds=1)
     query = Query(round=0, strategy="random", seed=1, regions=(asked,))
     ledger.record_query(query)
     Oracle(COSTS).annotate(query, pool=pool, ledger=ledger)

@@ -340,6 +340,6 @@ def test_several_channels_become_several_files(tmp_path: Path) -> None:
 
 def test_label_tables_name_every_class(batch: Path) -> None:
     snap = (batch / "labels.txt").read_text()
-    assert '1 ' in snap and '"liver"' in snap and '"spleen"' in snap
+    assert "1 " in snap and '"liver"' in snap and '"spleen"' in snap
     assert "2 spleen " in (batch / "labels.ctbl").read_text()
     assert "r00-001  scan  [7, 0, 0] [12, 3, 7]" in (batch / "README.txt").read_text()
