@@ -6,6 +6,7 @@ the loop may be cut anywhere and called again.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -122,7 +123,7 @@ def offers_of_pool(run: Run, number: int, strategy: str) -> tuple[Offers, list[s
     groups = {g: i for i, g in enumerate(sorted({r.group for r in run.pool.train}))}
     offer: Callable[..., Offers]
     if strategy in MODEL_FREE:
-        prior = CostPrior.of(run.config.costs, run.ledger.cost_log())
+        prior = CostPrior.of(run.config.costs, run.ledger.cost_log() if run.config.costs.refit else ())
         offer = _model_free(run, number, prior)
     else:
         offer = _by_model(run, number)
@@ -177,12 +178,12 @@ def looked_at(run: Run, number: int, strategy: str) -> list[ImageRecord]:
     limit = run.config.query.scan_images
     if strategy in MODEL_FREE:
         limit = min(limit or HEADERS_AT_MOST, HEADERS_AT_MOST)
-    records = [r for r in run.pool.train if r.mask is not None or run.config.annotator.name == "people"]
-    if limit is None or len(records) <= limit:
-        return records
-    keys = torch.tensor([text_key(r.id) for r in records])
-    drawn = uniform(keys, run.ledger.seed_for("look", number), "images").argsort()[:limit]
-    return [records[i] for i in drawn.sort().values.tolist()]
+    records = [r for r in run.pool.members if r.mask is not None or run.config.annotator.name == "people"]
+    if limit is not None and len(records) > limit:  # drawn with the bad ones, so that finding one moves no other
+        keys = torch.tensor([text_key(r.id) for r in records])
+        drawn = uniform(keys, run.ledger.seed_for("look", number), "images").argsort()[:limit]
+        records = [records[i] for i in drawn.sort().values.tolist()]
+    return [r for r in records if r.id not in run.pool.quarantined]
 
 
 def priced(run: Run, offers: Offers, strategy: str) -> Offers:
@@ -278,6 +279,7 @@ def answer(run: Run, number: int) -> Outcome:
     if query is None:
         raise LedgerError(f"round {number} has asked nothing in {run.folder}")
 
+    @functools.cache  # the gallery and the batch show the same
     def propose() -> Proposed:
         return proposals(run, query)
 

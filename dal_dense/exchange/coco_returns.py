@@ -185,9 +185,10 @@ def _reviewed(
     return [e for e in sheet.entries if e.region.id in outlined] or asked.finished(sheet.entries, file)
 
 
-def _query_id(annotation: _Annotation) -> object:
+def _query_id(annotation: _Annotation) -> str | None:
     attributes = annotation.attributes
-    return attributes.get("query_id") if isinstance(attributes, dict) else None
+    found = attributes.get("query_id") if isinstance(attributes, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def _labels(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -55,6 +56,8 @@ def read_returns(
             found += _read(path, file, asked, times, problems)
         except LabelError as error:
             problems.append(str(error))
+        except csv.Error as error:
+            problems.append(f"{file}: not a table that can be read ({error}); save it again as csv")
         except OSError as error:
             problems.append(f"{file}: cannot be read ({error.strerror or error}); check its permissions")
     problems += [f"{n!r} in {side_files.REVIEWED} was not asked" for n in sorted(_strangers(marks.names, asked))]

@@ -112,7 +112,9 @@ def test_a_crop_overlays_its_scan_and_comes_back_without_any_shift(
         corners = np.array(list(itertools.product(*[(0, n - 1) for n in crop.shape])))
         there = nib.affines.apply_affine(source.affine, corners + box[0])
         assert np.abs(nib.affines.apply_affine(crop.get_sform(), corners) - there).max() < 1e-4
-        assert np.abs(nib.affines.apply_affine(crop.get_qform(), corners) - there).max() < 1e-3  # quaternion, float32
+        # the qform's first quaternion term is a root of a float32 difference, good to 3.5e-4 near half a turn
+        span = 1 + np.abs(there - there[0]).max()
+        assert np.abs(nib.affines.apply_affine(crop.get_qform(), corners) - there).max() < 2e-3 * span
         assert int(crop.header["sform_code"]) > 0 and int(crop.header["qform_code"]) > 0
 
     turn = data.draw(st.sampled_from(ALL_TURNS))  # what a viewer may do to the axes when it saves
