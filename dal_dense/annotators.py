@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 
 from dal_dense.costs import CostModel, area_of, contour_length, object_count
 from dal_dense.errors import DataError, LabelError
-from dal_dense.exchange.asked import Returned
+from dal_dense.exchange.asked import Returned, load_sidecar
 from dal_dense.exchange.batch import RETURNED, batch_folder, write_batch
 from dal_dense.exchange.returns import read_returns
 from dal_dense.images import Header, axial_axis, read_header
@@ -170,6 +170,9 @@ class People:
         asked = [q for q in ledger.queries() if q.round <= query.round]
         every = {q.round: batch_folder(self.run_dir, q.round) for q in asked}
         batches = {number: folder for number, folder in every.items() if folder.exists()}
+        for folder in batches.values():  # region ids repeat from run to run, so a batch must be this run's own
+            if load_sidecar(folder).run != ledger.run_id:
+                raise DataError(f"{folder}: this batch is of another run; move the folder away and call again")
         if self.returns is not None:
             together = [(list(batches.values()), self.returns)] if batches else []
         else:

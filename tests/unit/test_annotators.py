@@ -243,3 +243,11 @@ def test_the_published_schema_is_the_sidecars_own() -> None:
     assert json.loads(SCHEMA.read_text()) == expected, (
         "write docs/query.schema.json anew: json.dumps(Sidecar.model_json_schema(), indent=2)"
     )
+
+
+def test_a_batch_of_another_run_is_not_taken_for_ours(people: People, pool: Pool, ledger: Ledger) -> None:
+    people.annotate(FIRST, pool=pool, ledger=ledger)
+    sidecar = batch_of(people) / "query.json"
+    sidecar.write_text(sidecar.read_text().replace(ledger.run_id, "another"))
+    with pytest.raises(DataError, match="of another run; move the folder away"):
+        people.annotate(FIRST, pool=pool, ledger=ledger)
