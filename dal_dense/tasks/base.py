@@ -13,7 +13,6 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Integer
-from torch import Tensor
 
 from dal_dense.offers import Offers
 from dal_dense.pool import ImageRecord
@@ -147,7 +146,3 @@ class Task(Protocol):
     def parameters_sha256(self, model: object) -> str:
         """Identity of the weights, for the sidecar."""
         ...
-
-
-Maps = dict[str, Tensor]
-"""Uncertainty maps of one image by name, each of the image's own grid."""
