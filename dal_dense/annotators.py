@@ -5,6 +5,7 @@ An annotator writes answers to the ledger and nowhere else; called again, it goe
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +16,11 @@ from jaxtyping import UInt8
 
 from dal_dense.costs import CostModel, area_of, contour_length, object_count
 from dal_dense.errors import DataError, LabelError
-from dal_dense.exchange.asked import Returned, load_sidecar
-from dal_dense.exchange.batch import RETURNED, batch_folder, write_batch
+from dal_dense.exchange.asked import RETURNED, Returned, load_sidecar
+from dal_dense.exchange.batch import batch_folder, check_batch, write_batch
+from dal_dense.exchange.inbox import check_apart, claim
 from dal_dense.exchange.returns import read_returns
-from dal_dense.images import Header, axial_axis, read_header
+from dal_dense.images import Header, axial_axis, read_header, sha256_of
 from dal_dense.ledger import Ledger
 from dal_dense.ledger_rows import Source
 from dal_dense.pool import Pool
@@ -96,11 +98,12 @@ class Oracle:
     def annotate(
         self, query: Query, *, pool: Pool, ledger: Ledger, propose: Callable[[], Proposed] = nothing_proposed
     ) -> Outcome:
-        """Answer every open region of the query.
+        """Answer every open region of the query; those of images that are set aside are rejected.
 
         Raises:
             DataError: if an image of the query has no mask, or it cannot be used.
         """
+        problems = reject_lost(pool, ledger)
         waiting = {r.id for r in ledger.open_regions(query.round)}
         done = 0
         for image_id, regions in _by_image(query):
@@ -115,7 +118,7 @@ class Oracle:
                     charge = replace(charge, image_seconds=opening)
                     done += charge.record(ledger, region, label, "oracle", len(pool.classes))
         answered, left = _counts(query, ledger)
-        return Outcome(answered, left, [], f"the oracle answered {done} regions of round {query.round}")
+        return Outcome(answered, left, problems, f"the oracle answered {done} regions of round {query.round}")
 
 
 def _truth(pool: Pool, image_id: str) -> UInt8[np.ndarray, "..."]:
@@ -147,59 +150,105 @@ class People:
     def annotate(
         self, query: Query, *, pool: Pool, ledger: Ledger, propose: Callable[[], Proposed] = nothing_proposed
     ) -> Outcome:
-        """Export if that has not happened, then record what has come back.
+        """Export if that has not happened, record what has come back, reject what can no longer be labelled.
 
         Raises:
-            DataError: if the batch cannot be written or its sidecar is damaged.
+            DataError: if the batch cannot be written, a batch or the folder of returns is not this run's own,
+                or a sidecar is damaged.
         """
-        batch = batch_folder(self.run_dir, query.round)
-        if not batch.exists() and query.regions:
-            proposed = propose()
-            write_batch(
-                batch, query, pool, proposed.labels,
-                run_id=ledger.run_id, classes=pool.classes, model_sha256=proposed.model_sha256,
-                background=self.background,
-            )  # fmt: skip
-        problems: list[str] = []
-        new = self._take(list(self._returned(query, ledger, problems)), pool, ledger, problems)
+        problems = self._own_returns(query, pool, ledger)
+        if not batch_folder(self.run_dir, query.round).exists():
+            problems += reject_lost(pool, ledger, query.round)
+            self._export(query, pool, ledger, propose)
+        new = self._take(query, pool, ledger, problems)
+        problems += reject_lost(pool, ledger)  # after the labels: what a person has drawn comes first
         answered, left = _counts(query, ledger)
         return Outcome(answered, left, problems, self._message(query, ledger, new, left))
 
-    def _returned(self, query: Query, ledger: Ledger, problems: list[str]) -> Iterator[Returned]:
-        """Labels for this round's batch, and for earlier ones that are still waited for."""
-        asked = [q for q in ledger.queries() if q.round <= query.round]
-        every = {q.round: batch_folder(self.run_dir, q.round) for q in asked}
-        batches = {number: folder for number, folder in every.items() if folder.exists()}
-        for folder in batches.values():  # region ids repeat from run to run, so a batch must be this run's own
-            if load_sidecar(folder).run != ledger.run_id:
-                raise DataError(f"{folder}: this batch is of another run; move the folder away and call again")
+    def _export(self, query: Query, pool: Pool, ledger: Ledger, propose: Callable[[], Proposed]) -> None:
+        waiting = {r.id for r in ledger.open_regions(query.round)}
+        if waiting:
+            proposed = propose()
+            left = query.model_copy(update={"regions": tuple(r for r in query.regions if r.id in waiting)})
+            write_batch(
+                batch_folder(self.run_dir, query.round), left, pool, proposed.labels,
+                run_id=ledger.run_id, classes=pool.classes, model_sha256=proposed.model_sha256,
+                background=self.background,
+            )  # fmt: skip
+
+    def _own_returns(self, query: Query, pool: Pool, ledger: Ledger) -> list[str]:
+        """Is the one folder of all rounds ours, and does it hold returns alone? What to tell about it."""
+        if self.returns is None:
+            return []
+        check_apart(self.returns, [batch_folder(self.run_dir, query.round), *_images(query, pool)])
+        refused = claim(self.returns, ledger.run_id)
+        return [refused] if refused else []
+
+    def _returned(
+        self, query: Query, pool: Pool, ledger: Ledger, problems: list[str]
+    ) -> Iterator[tuple[Path, Returned]]:
+        """Whatever lies in the folders of returns, of finished rounds too: a changed label must not go unseen."""
+        batches = self._batches(query, pool, ledger)
         if self.returns is not None:
-            together = [(list(batches.values()), self.returns)] if batches else []
+            together = [(batches, self.returns)] if batches else []
         else:
-            waiting = {q.round for q in asked if ledger.open_regions(q.round)} | {query.round}
-            together = [([folder], folder / RETURNED) for number, folder in batches.items() if number in waiting]
+            together = [([folder], folder / RETURNED) for folder in batches]
         for folders, place in together:
             found, bad = read_returns(folders[-1], place, earlier=folders[:-1])
-            problems += bad
-            yield from found
+            problems += [line if place == self._place(query) else f"{place}: {line}" for line in bad]
+            yield from ((place, item) for item in found)
 
-    def _take(self, found: list[Returned], pool: Pool, ledger: Ledger, problems: list[str]) -> int:
+    def _place(self, query: Query) -> Path:
+        """Where people are told to put this round's labels."""
+        return self.returns or batch_folder(self.run_dir, query.round) / RETURNED
+
+    def _batches(self, query: Query, pool: Pool, ledger: Ledger) -> list[Path]:
+        """The batches that are there, oldest first, each proven to be that of its query."""
+        unsent = {j.region.id for j in ledger.rejected()}
+        found = []
+        for asked in ledger.queries():
+            folder = batch_folder(self.run_dir, asked.round)
+            if asked.round <= query.round and folder.exists():
+                check_batch(folder, asked, run_id=ledger.run_id, classes=pool.classes, unsent=unsent)
+                found.append(folder)
+        return found
+
+    def _take(self, query: Query, pool: Pool, ledger: Ledger, problems: list[str]) -> int:
         """Record labels, one by one; how many were new."""
         asked = {r.id: (q.round, r) for q in ledger.queries() for r in q.regions}
-        waiting = {r.id for r in ledger.open_regions()}
-        opened = {(a.round, a.region.image_id) for a in ledger.answered() if a.source == "people"}
+        answered = {r.id for r in ledger.answered_regions()}
+        refused = {j.region.id: j.reason for j in ledger.rejected()}
+        opened = {(e.round, e.image_id) for e in ledger.cost_log() if e.source == "people"}
+        check = functools.cache(lambda number, image_id: self._check_source(number, image_id, pool))
         new = 0
-        for item in found:
+        for place, item in self._returned(query, pool, ledger, problems):
             number, region = asked[item.region_id]
             opening = 0.0 if (number, region.image_id) in opened else self.costs.image_seconds
             try:
-                charge = self._charge(item, region, pool, opening) if region.id in waiting else _Charge(0.0)
+                if region.id in answered:  # the same again, or a conflict: nothing is charged
+                    charge = _Charge(0.0, note=item.source)
+                else:
+                    check(number, region.image_id)
+                    charge = self._charge(item, region, pool, opening)
                 new += charge.record(ledger, region, item.label, "people", len(pool.classes))
             except (LabelError, DataError) as error:
-                problems.append(f"{item.source}: {error}")
+                file = item.source if place == self._place(query) else str(place / item.source)
+                problems.append(f"{file}: {error}" + _wait_for(region, place / item.source, refused))
                 continue
+            answered.add(region.id)
             opened.add((number, region.image_id))
         return new
+
+    def _check_source(self, number: int, image_id: str, pool: Pool) -> None:
+        """Is the image still the very file that was sent? Else the label may lie beside what it shows."""
+        sidecar = load_sidecar(batch_folder(self.run_dir, number))
+        sent = next(e.source for e in sidecar.regions if e.region.image_id == image_id)
+        path = pool[image_id].paths[0]
+        if sha256_of(path) != sent.sha256:
+            raise DataError(
+                f"{path}: changed since round {number} was sent out, so its labels may not fit it any more; "
+                "restore the file as it was"
+            )
 
     def _charge(self, item: Returned, region: QueryRegion, pool: Pool, opening: float) -> _Charge:
         """Logged time if there is any, which holds the opening; else the cost model on the label."""
@@ -217,7 +266,7 @@ class People:
         if left:
             lines += [
                 f"the batch lies in {batch}; its README.txt says how to label it",
-                f"put the labels into {self.returns or batch / RETURNED} and call the same command again",
+                f"put the labels into {self._place(query)} and call the same command again",
             ]
         return "\n".join(lines)
 
@@ -258,6 +307,53 @@ def _by_image(query: Query) -> Iterator[tuple[str, list[QueryRegion]]]:
     for region in query.regions:
         grouped.setdefault(region.image_id, []).append(region)
     yield from grouped.items()
+
+
+def reject_lost(pool: Pool, ledger: Ledger, round: int | None = None) -> list[str]:
+    """Reject open regions (of one round) whose image cannot be used any more, so that no round waits for them.
+
+    Returns:
+        A line an image. A label that comes back later is taken if the image is back by then.
+    """
+    lost: dict[str, list[str]] = {}
+    for region in ledger.open_regions(round):
+        if (reason := _unusable(pool, region.image_id)) is not None:
+            ledger.record_rejected(region.id, reason)
+            lost.setdefault(region.image_id, []).append(region.id)
+    return [
+        f"{image_id} cannot be used ({_unusable(pool, image_id)}), so nobody waits for {', '.join(names)} any more; "
+        "their time is not charged"
+        for image_id, names in lost.items()
+    ]
+
+
+def _unusable(pool: Pool, image_id: str) -> str | None:
+    """Why nothing can be learnt from this image; None if it is in order."""
+    if image_id in pool.quarantined:
+        return pool.quarantined[image_id]
+    try:
+        pool[image_id]
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def _images(query: Query, pool: Pool) -> Iterator[Path]:
+    """Files of the query's images, as far as they are there."""
+    for image_id, _ in _by_image(query):
+        if _unusable(pool, image_id) is None:
+            record = pool[image_id]
+            yield from (record.paths if record.mask is None else (*record.paths, record.mask))
+
+
+def _wait_for(region: QueryRegion, file: Path, refused: Mapping[str, str]) -> str:
+    """What becomes of a label whose region was rejected meanwhile."""
+    if region.id not in refused:
+        return ""
+    return (
+        f". Region {region.id} was rejected ({refused[region.id]}); {file} stays where it is, and "
+        "its label is taken once the image is back as it was"
+    )
 
 
 def _counts(query: Query, ledger: Ledger) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -25,12 +26,14 @@ class Job:
     """One run.
 
     Attributes:
+        config: its settings file.
         strategy: its name.
         seed: its seed.
         run_dir: its folder.
         arguments: those of `tools/train_al.py`.
     """
 
+    config: Path
     strategy: str
     seed: int
     run_dir: Path
@@ -40,6 +43,10 @@ class Job:
     def finished(self) -> Path:
         """Written once the program has ended well; a run is skipped only when this is there."""
         return self.run_dir / "finished.txt"
+
+    def identity(self) -> str:
+        """What was asked for: the arguments and the settings file's content."""
+        return " ".join((*self.arguments, hashlib.sha256(self.config.read_bytes()).hexdigest()))
 
 
 def planned(
@@ -52,7 +59,7 @@ def planned(
         for name in names:
             folder = runs / f"{config.stem}_{name}_seed{seed}"
             own = ("--config", str(config), *passed_on, "--run_dir", str(folder))
-            jobs.append(Job(name, seed, folder, (*own, "--seed", str(seed), "--strategy.name", name)))
+            jobs.append(Job(config, name, seed, folder, (*own, "--seed", str(seed), "--strategy.name", name)))
     return jobs
 
 
@@ -64,8 +71,8 @@ def run_all(jobs: Sequence[Job], *, at_once: int, say: Callable[[str], None], tr
     """
 
     def one(job: Job) -> str | None:
-        command = " ".join(job.arguments)
-        if job.finished.is_file() and job.finished.read_text(encoding="utf-8") == command:
+        asked_for = job.identity()
+        if job.finished.is_file() and job.finished.read_text(encoding="utf-8") == asked_for:
             say(f"{job.strategy}, seed {job.seed}: finished before")
             return None
         say(f"{job.strategy}, seed {job.seed}: runs")
@@ -76,7 +83,7 @@ def run_all(jobs: Sequence[Job], *, at_once: int, say: Callable[[str], None], tr
         if done.returncode:
             last = " / ".join(output.read_text(encoding="utf-8", errors="replace").splitlines()[-3:])
             return f"{job.strategy}, seed {job.seed}: ended with status {done.returncode}: {last} (all of it: {output})"
-        job.finished.write_text(command, encoding="utf-8")
+        job.finished.write_text(asked_for, encoding="utf-8")
         say(f"{job.strategy}, seed {job.seed}: done")
         return None
 

@@ -18,11 +18,10 @@ from dal_dense.console import Screen
 from dal_dense.costs import cost_model
 from dal_dense.errors import ConfigError, DataError
 from dal_dense.images import read_image
-from dal_dense.labels import know_initial
 from dal_dense.ledger import Ledger
 from dal_dense.pool import Pool, open_pool
 from dal_dense.report.words import count
-from dal_dense.rounds import Run, quarantine
+from dal_dense.run import Run
 from dal_dense.splits import Known
 from dal_dense.tasks.base import Task
 
@@ -45,7 +44,8 @@ def open_run(config: Config, screen: Screen) -> Iterator[Run]:
     pool = open_pool(config.data, config.data_root, seed=config.seed, known=known_pool(config.run_dir))
     check_dimensions(config, pool)
     check_initial_masks(config, pool)
-    task = build_task(config, pool)
+    channels = channels_of(config, pool)
+    task = build_task(config, pool, channels)
     with (
         located(config.run_dir),
         Ledger.open(
@@ -59,6 +59,7 @@ def open_run(config: Config, screen: Screen) -> Iterator[Run]:
         run = Run(
             config=config,
             pool=pool,
+            channels=channels,
             task=task,
             annotator=build_annotator(config),
             costs=cost_model(config.costs),
@@ -66,7 +67,6 @@ def open_run(config: Config, screen: Screen) -> Iterator[Run]:
             screen=screen,
         )
         remember_pool(run)
-        know_initial_masks(run)
         yield run
 
 
@@ -126,7 +126,7 @@ def device_of(name: str) -> torch.device:
     return torch.device(name)
 
 
-def build_task(config: Config, pool: Pool) -> Task:
+def build_task(config: Config, pool: Pool, channels: int) -> Task:
     """The adapter that `task.name` names."""
     from dal_dense.tasks.monai_segmentation import MonaiSegmentation
 
@@ -137,7 +137,7 @@ def build_task(config: Config, pool: Pool) -> Task:
         costs=cost_model(config.costs),
         classes=pool.classes,
         ndim=pool.ndim,
-        in_channels=channels_of(config, pool),
+        in_channels=channels,
         device=device_of(config.device),
         mask_of=pool.mask,
         seed=config.seed,
@@ -196,14 +196,3 @@ def check_initial_masks(config: Config, pool: Pool) -> None:
             f"annotator.initial_masks: {', '.join(lacking)} is not an image of the pool that has a mask; "
             f"correct the ids (the pool has {count(len(masked), 'image')} with masks)"
         )
-
-
-def know_initial_masks(run: Run) -> None:
-    """Record, once, the masks that are known before the first query."""
-    wanted = run.config.annotator.initial_masks
-    if wanted == "none":
-        return
-    named = [r for r in run.pool.train if r.mask is not None] if wanted == "all" else [run.pool[i] for i in wanted]
-    new = know_initial(run.ledger, run.pool, named, lambda record, problem: quarantine(run, record.id, problem))
-    if new:
-        run.screen.say(f"masks from the start: {count(new, 'image')}")

@@ -7,6 +7,7 @@ Modern Neural Networks"; ECE with 15 equal bins of the likeliest class's probabi
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float, Integer
@@ -77,3 +78,18 @@ class CalibrationSums:
         voxels, confidence, hits = self._sums
         total = voxels.sum()
         return float((confidence - hits).abs().sum() / total) if total > 0 else math.nan
+
+    def bins(self) -> dict[str, float]:
+        """Mean confidence and accuracy of each bin that holds voxels, as `bin_07_confidence`, `bin_07_accuracy`."""
+        voxels, confidence, hits = self._sums
+        found = {}
+        for b in voxels.nonzero()[:, 0].tolist():
+            found[f"bin_{b:02d}_confidence"] = float(confidence[b] / voxels[b])
+            found[f"bin_{b:02d}_accuracy"] = float(hits[b] / voxels[b])
+        return found
+
+
+def reliability_bins(figures: Mapping[str, float | None]) -> list[tuple[float, float]]:
+    """(confidence, accuracy) a bin, out of the figures that `CalibrationSums.bins` named."""
+    pairs = [(figures.get(f"bin_{b:02d}_confidence"), figures.get(f"bin_{b:02d}_accuracy")) for b in range(BINS)]
+    return [(c, a) for c, a in pairs if c is not None and a is not None]

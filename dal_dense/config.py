@@ -9,14 +9,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from dal_dense.config_task import DetectionConfig as DetectionConfig
+from dal_dense.config_task import IntensityConfig as IntensityConfig
+from dal_dense.config_task import NetworkConfig as NetworkConfig
+from dal_dense.config_task import Settings as Settings
+from dal_dense.config_task import TaskConfig as TaskConfig
+from dal_dense.config_task import TrainConfig as TrainConfig
+from dal_dense.config_task import UncertaintyConfig as UncertaintyConfig
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
-class DataConfig(_Settings):
+class DataConfig(Settings):
     """The pool: where images, masks, splits and groups come from."""
 
     format: Literal["msd", "nnunet", "folder", "coco", "dicom"] = Field(
@@ -38,6 +42,16 @@ class DataConfig(_Settings):
     )
     classes: dict[int, str] | None = Field(
         default=None, description="label value to class name; msd, nnunet and coco listings carry their own"
+    )
+    test_listing: str | None = Field(
+        default=None,
+        description="coco: a second json, relative to data_root, whose images measure the model; "
+        "null: the listing holds them too",
+    )
+    unannotated: Literal["open", "empty"] = Field(
+        default="open",
+        description='coco: an image without annotations and without "reviewed" is not looked at yet (open), '
+        "or was looked at and holds nothing (empty)",
     )
     ignore_index: int | None = Field(
         default=None, description="label value that means 'not labelled' in the masks (CamVid here: 11)"
@@ -61,122 +75,24 @@ class DataConfig(_Settings):
         default=None, description="regular expression on the id; its first bracket is the group, as in ^([^_]+)_"
     )
     group_table: str | None = Field(default=None, description="csv with the columns id,group, relative to data_root")
+    time_field: str | None = Field(
+        default=None, description="coco, msd: field of an image record that holds its time within its group, seconds"
+    )
+    time_pattern: str | None = Field(
+        default=None, description="regular expression on the id; its first bracket is a number: the frame's time"
+    )
     max_pool: int | None = Field(default=None, ge=1, description="use only so many pool images, drawn by seed")
     max_test: int | None = Field(default=None, ge=1, description="use only so many test images, drawn by seed")
     strict: bool = Field(default=False, description="stop at the first bad file instead of listing it as quarantined")
 
 
-class IntensityConfig(_Settings):
-    """How raw intensities become network input."""
-
-    kind: Literal["window", "zscore", "rgb"] = Field(
-        default="zscore",
-        description="window: clip to low..high, scale to 0..1 (CT); zscore: per image; "
-        "rgb: frames, 0..255 to about -1..1",
-    )
-    low: float = Field(default=-250.0, description="window: HU that becomes 0")
-    high: float = Field(default=600.0, description="window: HU that becomes 1")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> IntensityConfig:
-        if self.high <= self.low:
-            raise ValueError(f"high ({self.high:g}) must exceed low ({self.low:g})")
-        return self
-
-
-class NetworkConfig(_Settings):
-    """The network and its size."""
-
-    name: Literal["unet", "dynunet", "segresnet"] = Field(default="unet", description="MONAI network")
-    channels: tuple[int, ...] = Field(default=(16, 32, 64), description="features a level, finest first", min_length=2)
-    dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout rate; MC-dropout needs it above 0")
-
-
-class TrainConfig(_Settings):
-    """One fit."""
-
-    iterations: int = Field(default=400, ge=1, description="optimiser steps a fit")
-    batch: int = Field(default=4, ge=1, description="crops a step")
-    patch: tuple[int, ...] = Field(
-        default=(32, 32, 32), description="training crop and sliding window, voxels of the model grid"
-    )
-    lr: float = Field(default=3e-3, gt=0, description="peak learning rate (AdamW, one cycle of warm-up and cosine)")
-    weight_decay: float = Field(default=1e-4, ge=0, description="AdamW weight decay")
-    start: Literal["scratch", "warm", "shrink_perturb"] = Field(
-        default="scratch",
-        description="weights of a new round: fresh, the last round's, or shrunk and perturbed (Ash & Adams 2020)",
-    )
-    shrink: float = Field(default=0.5, gt=0, le=1, description="shrink_perturb: factor on the last round's weights")
-    flip_axes: tuple[Literal["left_right", "front_back", "up_down"], ...] = Field(
-        default=(),
-        description="axes that may be flipped in augmentation and flip draws; frames: left_right, up_down. "
-        "Leave out any axis that tells classes apart (left from right parotid)",
-    )
-    rotate_degrees: float = Field(default=10.0, ge=0, description="largest random rotation")
-    scale: float = Field(default=0.1, ge=0, lt=1, description="largest random zoom, as a share")
-    intensity: float = Field(
-        default=0.1, ge=0, description="random brightness and contrast, in units of the scaled image"
-    )
-    foreground: float = Field(
-        default=0.67,
-        ge=0,
-        le=1,
-        description="share of crops centred on a class drawn with equal chance, the rest anywhere labelled",
-    )
-    checkpoint_seconds: float = Field(default=120.0, gt=0, description="how often a half-done fit is saved")
-
-
-class TaskConfig(_Settings):
-    """The task adapter: network, geometry, training."""
-
-    name: Literal["monai_segmentation"] = Field(default="monai_segmentation", description="adapter")
-    network: NetworkConfig = Field(default_factory=NetworkConfig, description="network")
-    spacing: tuple[float, float, float] | None = Field(
-        default=None,
-        description="volumes: voxel size in mm (right-left, back-front, feet-head) of the model grid; null: as stored",
-    )
-    frame_size: tuple[int, int] | None = Field(
-        default=None, description="frames: rows, columns of the model grid; null: as stored"
-    )
-    intensity: IntensityConfig = Field(default_factory=IntensityConfig, description="intensity scaling")
-    train: TrainConfig = Field(default_factory=TrainConfig, description="training")
-    window_overlap: float = Field(default=0.25, ge=0, lt=1, description="overlap of sliding windows, Gaussian blending")
-    background: bool = Field(
-        default=True, description="class 0 is background: left out of the mean Dice and of class quotas (frames: false)"
-    )
-    metric: Literal["dice", "miou"] = Field(default="dice", description="headline figure of a round")
-
-
-class UncertaintyConfig(_Settings):
-    """Where probability draws come from and how they become one score a region."""
-
-    draws: Literal["single", "mc_dropout", "flips", "ensemble", "checkpoints"] = Field(
-        default="single",
-        description="one softmax pass; dropout passes; flipped passes; M networks; late checkpoints of one fit",
-    )
-    count: int = Field(
-        default=4, ge=1, le=256, description="draws: passes, members or checkpoints (flips: at most this many)"
-    )
-    score: Literal["predictive_entropy", "expected_entropy", "mutual_information", "margin", "least_confidence"] = (
-        Field(default="predictive_entropy", description="score a voxel")
-    )
-    pooling: Literal["mean", "topk"] = Field(
-        default="mean", description="score a region: mean over the box, or mean of its top share"
-    )
-    topk: float = Field(default=0.1, gt=0, le=1, description="topk: share of the box")
-    temperature: bool = Field(
-        default=True, description="scale logits by a temperature fitted on held-out labelled regions"
-    )
-    held_out: float = Field(
-        default=0.15, ge=0, lt=0.5, description="share of labelled regions kept from training to fit it"
-    )
-
-
-class QueryConfig(_Settings):
+class QueryConfig(Settings):
     """What is asked: crops, slices or whole images."""
 
-    kind: Literal["crop", "slice", "image"] = Field(
-        default="crop", description="crop: boxes; slice: axial slices; image: all of it"
+    kind: Literal["crop", "slice", "image", "box"] = Field(
+        default="crop",
+        description="crop: windows; slice: axial slices; image: all of it; box (detection): single predictions "
+        "to verify, fix or reject; the start set is then asked as crops",
     )
     sizes: tuple[tuple[int, ...], ...] = Field(
         default=((32, 32, 32),),
@@ -186,7 +102,9 @@ class QueryConfig(_Settings):
     unit: Literal["voxel", "mm"] = Field(default="voxel", description="unit of sizes (frames: pixels)")
     stride: int = Field(default=1, ge=1, description="step of candidate boxes, voxels; 1 is exact")
     per_image: int = Field(
-        default=12, ge=1, description="candidates kept an image and size; as many again by class quota"
+        default=12,
+        ge=1,
+        description="candidates kept an image and size; as many again by class quota, and as many drawn blindly",
     )
     scan_images: int | None = Field(
         default=None, ge=1, description="score only so many pool images a round, drawn by seed; null: all"
@@ -195,12 +113,17 @@ class QueryConfig(_Settings):
     max_per_group: int | None = Field(
         default=None, ge=1, description="cap of chosen regions a group (patient, drive) and round"
     )
+    min_gap: float | None = Field(
+        default=None,
+        gt=0,
+        description="least time between two images of one group that a round asks, in the unit of data.time_field",
+    )
 
 
-class CostConfig(_Settings):
+class CostConfig(Settings):
     """Seconds of an expert's time. A preset from the literature, every figure overridable."""
 
-    preset: Literal["ct_contour", "frame_polygon", "frame_clicks"] = Field(
+    preset: Literal["ct_contour", "frame_polygon", "frame_clicks", "box_clicks", "box_drawing"] = Field(
         default="ct_contour", description="where the figures come from, see docs/concepts/costs.md"
     )
     image_seconds: float | None = Field(default=None, ge=0, description="open an image, once an image and round")
@@ -210,6 +133,8 @@ class CostConfig(_Settings):
     )
     boundary_seconds: float | None = Field(default=None, ge=0, description="draw 1 unit of contour (mm or pixel)")
     object_seconds: float | None = Field(default=None, ge=0, description="begin and finish one object")
+    verify_seconds: float | None = Field(default=None, ge=0, description="look at one predicted box and decide")
+    fix_seconds: float | None = Field(default=None, ge=0, description="correct one predicted box")
     prior_boundary: float | None = Field(
         default=None, ge=0, description="contour to expect where no model has looked, units per 1000 units of area"
     )
@@ -221,7 +146,7 @@ class CostConfig(_Settings):
     )
 
 
-class BudgetConfig(_Settings):
+class BudgetConfig(Settings):
     """How much of the expert's time is spent, and when."""
 
     rounds: int = Field(default=4, ge=1, description="query rounds after the start set")
@@ -237,11 +162,21 @@ class BudgetConfig(_Settings):
 
 
 StrategyName = Literal[
-    "random", "uniform", "foreground_random", "greedy", "per_second", "power", "clasp", "coreset", "hybrid"
+    "random",
+    "uniform",
+    "foreground_random",
+    "greedy",
+    "per_second",
+    "power",
+    "clasp",
+    "coreset",
+    "hybrid",
+    "box_count",
+    "ppal",
 ]
 
 
-class StrategyConfig(_Settings):
+class StrategyConfig(Settings):
     """Which regions win."""
 
     name: StrategyName = Field(default="hybrid", description="acquisition strategy")
@@ -264,7 +199,7 @@ class StrategyConfig(_Settings):
     cost_power: float = Field(default=1.0, ge=0, description="hybrid: exponent on predicted seconds; 0 ignores cost")
 
 
-class AnnotatorConfig(_Settings):
+class AnnotatorConfig(Settings):
     """Who answers."""
 
     name: Literal["oracle", "people"] = Field(
@@ -277,12 +212,18 @@ class AnnotatorConfig(_Settings):
     returns: str | None = Field(
         default=None, description="people: folder where labels come back; null: the batch's own returned/"
     )
+    accept_iou: float = Field(
+        default=0.7, ge=0, le=1, description="oracle, boxes: a prediction that overlaps its object so far is accepted"
+    )
+    fix_iou: float = Field(
+        default=0.1, ge=0, le=1, description="oracle, boxes: one that overlaps this far is fixed, below it is rejected"
+    )
     proceed_at: float = Field(
         default=1.0, gt=0, le=1, description="people: go on once this share of the round is back; the rest stays open"
     )
 
 
-class Config(_Settings):
+class Config(Settings):
     """All settings of a run."""
 
     run_dir: Path = Field(description="folder of the run: ledger, weights, batches, report")
@@ -310,6 +251,7 @@ class Config(_Settings):
             )
         if unsure.draws == "flips" and not train.flip_axes:
             raise ValueError("uncertainty.draws flips needs task.train.flip_axes: name the axes that may be flipped")
+        self._check_task()
         axes = {len(size) for size in self.query.sizes}
         if self.query.kind == "crop" and axes != {len(train.patch)}:
             raise ValueError(
@@ -328,3 +270,31 @@ class Config(_Settings):
                 "annotator.name oracle answers from masks, but data.masks is null; name the folder or use people"
             )
         return self
+
+    def _check_task(self) -> None:
+        """Settings that only one of segmentation and detection has."""
+        detection = self.task.name != "monai_segmentation"
+        if detection != (self.task.network.name in ("faster_rcnn", "retinanet", "fcos")):
+            names = "faster_rcnn, retinanet or fcos" if detection else "unet, dynunet or segresnet"
+            raise ValueError(f"task.network.name {self.task.network.name} is not for {self.task.name}; use {names}")
+        if detection != (self.task.metric in ("ap50", "ap")):
+            names = "ap50 or ap" if detection else "dice or miou"
+            raise ValueError(f"task.metric {self.task.metric} does not fit {self.task.name}; use {names}")
+        if not detection:
+            if self.query.kind == "box":
+                raise ValueError("query.kind box needs a detection task; use crop, slice or image")
+            if self.uncertainty.score in ("spread", "inconsistency", "difficulty_entropy"):
+                raise ValueError(f"uncertainty.score {self.uncertainty.score} is for detection; use predictive_entropy")
+            return
+        if self.data.format != "coco":
+            raise ValueError("data.format must be coco for detection: boxes come from a COCO json")
+        if self.query.kind == "slice":
+            raise ValueError("query.kind slice needs volumes; use crop, image or box")
+        single = self.uncertainty.draws == "single"
+        if self.uncertainty.score in ("spread", "mutual_information") and single:
+            raise ValueError(
+                f"uncertainty.score {self.uncertainty.score} compares draws, but uncertainty.draws is single; "
+                "use mc_dropout, flips, ensemble or checkpoints"
+            )
+        if self.uncertainty.score == "inconsistency" and self.uncertainty.draws != "flips":
+            raise ValueError("uncertainty.score inconsistency needs uncertainty.draws flips")

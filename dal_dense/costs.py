@@ -43,6 +43,8 @@ class CostModel:
         search_seconds: look through 1000 units of area (mm^2 summed over slices, or pixels^2).
         boundary_seconds: draw one unit of contour (mm or pixel).
         object_seconds: begin, name and finish one object (in volumes: one object in one slice).
+        verify_seconds: look at one predicted box and decide.
+        fix_seconds: correct one predicted box.
         unit: of length.
         source: where the figures come from.
         correction: factor that `refit` has multiplied into all figures; 1 if none.
@@ -55,6 +57,8 @@ class CostModel:
     object_seconds: float
     unit: Literal["mm", "pixel"]
     source: str
+    verify_seconds: float = 0.0
+    fix_seconds: float = 0.0
     correction: float = 1.0
 
     @overload
@@ -85,6 +89,8 @@ class CostModel:
             search_seconds=self.search_seconds * factor,
             boundary_seconds=self.boundary_seconds * factor,
             object_seconds=self.object_seconds * factor,
+            verify_seconds=self.verify_seconds * factor,
+            fix_seconds=self.fix_seconds * factor,
             correction=self.correction * factor,
         )
 
@@ -118,6 +124,30 @@ PRESETS = {
         source="Cityscapes: 1.5 h a frame (Cordts et al. 2016) over 1,713 clicks a frame (Cai et al. 2021), "
         "3.15 s a click; 12 pixels between clicks and the rest assumed",
     ),
+    "box_clicks": CostModel(
+        image_seconds=5.0,
+        region_seconds=1.0,
+        search_seconds=0.03,
+        boundary_seconds=0.0,
+        object_seconds=7.0,
+        verify_seconds=1.8,
+        fix_seconds=7.0,
+        unit="pixel",
+        source="7.0 s a box by extreme clicking (Papadopoulos et al. 2017), 1.6-2 s to verify one (Papadopoulos et "
+        "al. 2016); a fix costs as much as a new box (Shen et al. 2022, OLALA); the rest assumed",
+    ),
+    "box_drawing": CostModel(
+        image_seconds=5.0,
+        region_seconds=1.0,
+        search_seconds=0.03,
+        boundary_seconds=0.0,
+        object_seconds=25.5,
+        verify_seconds=1.8,
+        fix_seconds=25.5,
+        unit="pixel",
+        source="25.5 s to draw a box in the classic interface (Konyushkova et al. 2018); verifying and fixing as "
+        "box_clicks; the rest assumed",
+    ),
 }
 """Figures from the literature by name; derivations in docs/concepts/costs.md."""
 
@@ -125,7 +155,10 @@ PRESETS = {
 def cost_model(config: CostConfig) -> CostModel:
     """The preset with the figures that the settings override."""
     model = PRESETS[config.preset]
-    names = ("image_seconds", "region_seconds", "search_seconds", "boundary_seconds", "object_seconds")
+    names = (
+        "image_seconds", "region_seconds", "search_seconds", "boundary_seconds", "object_seconds",
+        "verify_seconds", "fix_seconds",
+    )  # fmt: skip
     given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     if not given:
         return model
@@ -238,5 +271,7 @@ PRIORS = {
     "ct_contour": CostPrior(boundary=7.5, objects=0.05, weight=500.0),
     "frame_polygon": CostPrior(boundary=9.1, objects=0.054, weight=200.0),
     "frame_clicks": CostPrior(boundary=9.1, objects=0.054, weight=200.0),
+    "box_clicks": CostPrior(boundary=0.0, objects=0.02, weight=200.0),
+    "box_drawing": CostPrior(boundary=0.0, objects=0.02, weight=200.0),
 }
 """Rates by preset; derivations in docs/concepts/costs.md."""

@@ -3,6 +3,7 @@
     stored as                  becomes
     RGB, 8 bit                 itself, 0..255
     grey, 8 or 16 bit          three equal channels; 16 bit divided by 257, so white is 255
+    grey, 2 or 4 bit           three equal channels, stretched so that white is 255
     RGB, 16 bit                its high bytes
     palette, CMYK              its RGB colours
     black and white, 1 bit     0 or 255
@@ -26,6 +27,7 @@ from dal_dense.volumes import readable
 
 FRAMES = (".png", ".jpg", ".jpeg")
 _GREY = {"1", "L", "LA", "I", "I;16"}
+_BIT_DEPTH = 24
 
 
 def _open(path: Path) -> Image.Image:
@@ -51,14 +53,17 @@ def frame_header(path: Path) -> Header:
 
 
 def stored_values(path: Path) -> tuple[Shaped[np.ndarray, "rows cols *channels"], str]:
-    """Pixels as stored (palette indices, not colours) and the Pillow mode, such as L, P, I;16, RGB.
+    """Pixels as stored (palette indices, not colours; 2-bit grey 0..3) and the Pillow mode, such as L, P, I;16, RGB.
 
     Raises:
         DataError: if the file cannot be read to its end.
     """
     with readable(path), _open(path) as image:
         _decode(path, image)
-        return np.asarray(image), image.mode
+        values = np.asarray(image)
+        if image.format == "PNG" and image.mode == "L":
+            values = values // (255 // ((1 << _grey_bits(path)) - 1))  # Pillow stretches 2 and 4 bits to 0..255
+        return values, image.mode
 
 
 def read_frame(path: Path) -> Float32[np.ndarray, "3 rows cols"]:
@@ -75,6 +80,12 @@ def read_frame(path: Path) -> Float32[np.ndarray, "3 rows cols"]:
             return np.repeat(grey.astype(np.float32)[None] * np.float32(scale), 3, axis=0)
         colour = np.asarray(image.convert("RGBA" if image.mode in ("P", "PA", "RGBA") else "RGB"))[..., :3]
     return np.ascontiguousarray(np.moveaxis(colour, -1, 0), dtype=np.float32)
+
+
+def _grey_bits(path: Path) -> int:
+    """Bits a pixel, from a PNG's first chunk (IHDR), where they always lie."""
+    with path.open("rb") as stream:
+        return stream.read(_BIT_DEPTH + 1)[_BIT_DEPTH]
 
 
 def _decode(path: Path, image: Image.Image) -> None:

@@ -35,15 +35,29 @@ def read_header(record: ImageRecord) -> Header:
     return volume_header(path) if is_nifti(path) else series_header(path)
 
 
-def read_image(record: ImageRecord) -> Float32[np.ndarray, "channels *grid"]:
+def read_image(record: ImageRecord, *, channels: int | None = None) -> Float32[np.ndarray, "channels *grid"]:
     """Voxels or pixels, channels first, axes in the file's own order; CT in HU, frames RGB 0..255.
 
     Frames that come as several files have one grey channel a file instead of RGB.
 
+    Args:
+        record: the image.
+        channels: how many it must have; None: any number.
+
     Raises:
-        DataError: if a file is missing, locked, damaged, holds NaN or infinite voxels, or if
-            channel files differ in grid.
+        DataError: if a file is missing, locked, damaged, holds NaN or infinite voxels, if channel
+            files differ in grid, or if there are not so many channels.
     """
+    image = _read(record)
+    if channels is not None and image.shape[0] != channels:
+        raise DataError(
+            f"{record.paths[0]}: {image.shape[0]} channels, but the first image of the pool has {channels}; "
+            "convert the image, or keep it in a pool of its own kind"
+        )
+    return image
+
+
+def _read(record: ImageRecord) -> Float32[np.ndarray, "channels *grid"]:
     if len(record.paths) == 1:
         path = record.paths[0]
         if record.ndim == 2:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import numpy as np
-from jaxtyping import UInt8
 
 from dal_dense.errors import DataError, LabelError
 from dal_dense.images import read_header, sha256_of
@@ -68,19 +67,20 @@ def labelled_images(ledger: Ledger, pool: Pool, *, upto: int | None = None) -> l
         LabelError: if an initial mask changed since the run began.
         DataError: if an initial mask cannot be read, or an image with labels is not in the pool any more.
     """
-    found: dict[str, list[tuple[Box, UInt8[np.ndarray, "..."]]]] = {}
+    found: dict[str, list[tuple[Box, np.ndarray, str]]] = {}
     for known in ledger.initial():
         if (record := _record(pool, known.image_id)) is not None:
             mask = _unchanged(pool, record, known)
-            found[known.image_id] = [(_whole(mask.shape), mask)]
+            found[known.image_id] = [(whole(read_header(record).shape), mask, "image")]
     for answer in ledger.answered(upto=upto):
         if _record(pool, answer.region.image_id) is not None:
-            found.setdefault(answer.region.image_id, []).append((answer.region.box, answer.label))
+            found.setdefault(answer.region.image_id, []).append((answer.region.box, answer.label, answer.region.kind))
     return [
         LabelledImage(
             record=pool[image_id],
-            regions=Regions.of((box for box, _ in pairs), pool[image_id].ndim),
-            labels=tuple(label for _, label in pairs),
+            regions=Regions.of((box for box, _, _ in pairs), pool[image_id].ndim),
+            labels=tuple(label for _, label, _ in pairs),
+            kinds=tuple(kind for _, _, kind in pairs),
         )
         for image_id, pairs in sorted(found.items())
     ]
@@ -98,7 +98,7 @@ def ground(ledger: Ledger, pool: Pool) -> tuple[dict[str, list[Box]], dict[str, 
     labelled: dict[str, list[Box]] = {}
     for known in ledger.initial():
         if (record := _record(pool, known.image_id)) is not None:
-            labelled[known.image_id] = [_whole(read_header(record).shape)]
+            labelled[known.image_id] = [whole(read_header(record).shape)]
     for region in ledger.answered_regions():
         if region.image_id not in pool.quarantined:
             labelled.setdefault(region.image_id, []).append(region.box)
@@ -109,7 +109,8 @@ def ground(ledger: Ledger, pool: Pool) -> tuple[dict[str, list[Box]], dict[str, 
     return labelled, blocked
 
 
-def _whole(shape: tuple[int, ...]) -> Box:
+def whole(shape: tuple[int, ...]) -> Box:
+    """The box of a whole image."""
     return (0,) * len(shape), tuple(int(n) for n in shape)
 
 
@@ -118,14 +119,14 @@ def _record(pool: Pool, image_id: str) -> ImageRecord | None:
     return None if image_id in pool.quarantined else pool[image_id]
 
 
-def _mask(pool: Pool, record: ImageRecord) -> UInt8[np.ndarray, "..."]:
-    mask = pool.mask(record)
+def _mask(pool: Pool, record: ImageRecord) -> np.ndarray:
+    mask = pool.truth(record)
     if mask is None:
         raise LabelError(f"image {record.id}: its mask is to be known from the start, but there is none; add the file")
     return mask
 
 
-def _unchanged(pool: Pool, record: ImageRecord, known: Initial) -> UInt8[np.ndarray, "..."]:
+def _unchanged(pool: Pool, record: ImageRecord, known: Initial) -> np.ndarray:
     mask = _mask(pool, record)
     if _fingerprint(record, mask) != known.sha256:
         raise LabelError(
@@ -135,7 +136,7 @@ def _unchanged(pool: Pool, record: ImageRecord, known: Initial) -> UInt8[np.ndar
     return mask
 
 
-def _fingerprint(record: ImageRecord, mask: UInt8[np.ndarray, "..."]) -> str:
+def _fingerprint(record: ImageRecord, mask: np.ndarray) -> str:
     """Of the mask's own file; in a COCO json, which may grow by other images, of its voxels."""
     if record.mask_format == "coco" or record.mask is None:
         return label_sha256(mask)

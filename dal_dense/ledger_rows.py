@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import UInt8
 
+from dal_dense.boxes import checked_table
 from dal_dense.errors import LabelError, LedgerError
 from dal_dense.query import Query, QueryRegion
 from dal_dense.tasks.base import IGNORE, Measurement
@@ -31,7 +31,7 @@ class Answer:
         region: what was asked.
         round: the round whose query asked it.
         arrived: the round that could first learn from it; later than `round` for late answers.
-        label: uint8 class numbers or `IGNORE`, of the region's shape.
+        label: uint8 class numbers or `IGNORE`, of the region's shape; or a table of boxes (`boxes`), float64 (n, 6).
         seconds: charged for the region, without opening its image.
         image_seconds: charged for opening its image.
         boundary: true contour length, mm or pixels; None if nobody measured it.
@@ -45,7 +45,7 @@ class Answer:
     region: QueryRegion
     round: int
     arrived: int
-    label: UInt8[np.ndarray, "..."]
+    label: np.ndarray
     seconds: float
     image_seconds: float
     boundary: float | None
@@ -61,7 +61,7 @@ class Conflict:
     """A second, different label for a region that was answered already; kept, but not used."""
 
     region_id: str
-    label: UInt8[np.ndarray, "..."]
+    label: np.ndarray
     source: str
     seconds: float
     note: str
@@ -224,12 +224,15 @@ def check_seconds(region: QueryRegion, *seconds: float) -> None:
             raise LabelError(f"region {region.id}: {value:g} s of work; give a number of seconds, 0 or more")
 
 
-def checked_label(region: QueryRegion, label: np.ndarray, n_classes: int | None) -> UInt8[np.ndarray, "..."]:
-    """The label as contiguous uint8, proven to fit the region.
+def checked_label(region: QueryRegion, label: np.ndarray, n_classes: int | None) -> np.ndarray:
+    """The label as contiguous uint8, or as float64 where it is a table of boxes, proven to fit the region.
 
     Raises:
         LabelError: on another shape, a type that is not whole numbers, or a value that is no class.
     """
+    if label.dtype == np.float64:
+        table: np.ndarray = checked_table(f"region {region.id}", label, region.box, n_classes)
+        return table
     if label.shape != region.shape:
         raise LabelError(
             f"region {region.id}: the label has shape {label.shape}, the region {region.shape}; "
@@ -248,12 +251,12 @@ def checked_label(region: QueryRegion, label: np.ndarray, n_classes: int | None)
     return np.ascontiguousarray(label, dtype=np.uint8)
 
 
-def pack(label: UInt8[np.ndarray, "..."]) -> tuple[str, str, bytes]:
+def pack(label: np.ndarray) -> tuple[str, str, bytes]:
     """Columns shape, dtype, label: zlib over the array in C order, its checksum included."""
     return to_json(label.shape), str(label.dtype), zlib.compress(label.tobytes())
 
 
-def unpack(row: sqlite3.Row, what: str) -> UInt8[np.ndarray, "..."]:
+def unpack(row: sqlite3.Row, what: str) -> np.ndarray:
     """Back from `pack`; the array may be written to.
 
     Raises:
@@ -266,11 +269,15 @@ def unpack(row: sqlite3.Row, what: str) -> UInt8[np.ndarray, "..."]:
         raise LedgerError(f"{what} is damaged ({error}); restore the ledger from a backup") from error
 
 
-def difference(region: QueryRegion, first: UInt8[np.ndarray, "..."], second: UInt8[np.ndarray, "..."]) -> str | None:
+def difference(region: QueryRegion, first: np.ndarray, second: np.ndarray) -> str | None:
     """Where two labels of one region part, in words; None if they are equal."""
+    if first.shape != second.shape or first.dtype != second.dtype:  # tables of boxes
+        return f"{len(first)} boxes are recorded, {len(second)} are returned"
     differs = first != second
     if not differs.any():
         return None
+    if first.dtype == np.float64:
+        return f"{int(differs.any(1).sum())} of {len(first)} boxes differ"
     where = tuple(int(n[0]) for n in differs.nonzero())
     at = tuple(a + b for a, b in zip(where, region.start, strict=True))
     return (
@@ -279,6 +286,6 @@ def difference(region: QueryRegion, first: UInt8[np.ndarray, "..."], second: UIn
     )
 
 
-def label_sha256(label: UInt8[np.ndarray, "..."]) -> str:
-    """Identity of a label: its shape and voxels."""
+def label_sha256(label: np.ndarray) -> str:
+    """Identity of a label: its shape and voxels, or its boxes."""
     return hashlib.sha256(to_json(label.shape).encode() + label.tobytes()).hexdigest()

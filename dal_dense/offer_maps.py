@@ -52,7 +52,7 @@ class OfferSpec:
         spacing: voxel size in mm an array axis; 1 for frames.
         axial_axis: array axis across axial slices; None for frames.
         costs: seconds an action.
-        per_image: candidates kept a size; as many again for class quotas, half as many at random.
+        per_image: candidates kept a size; as many again for class quotas, and as many drawn blindly.
         stride: step of candidate boxes; 1 is exact.
         score: name of the map that scores a voxel.
         pooling: mean over the box, or topk: mean of its top share.
@@ -204,8 +204,9 @@ def _candidates(
     for size in candidates.box_sizes(spec.kind, spec.sizes, shape, spec.axial_axis):
         sought.append(candidates.peak_boxes(pred.maps[spec.score], size, spec.stride, spec.per_image, taken, topk))
         for c, count in candidates.share_out(spec.per_image, spec.quota_classes):
-            sought.append(candidates.peak_boxes(pred.mean[c] * entropy, size, spec.stride, count, taken))
-        blind = candidates.random_boxes(image_id, shape, size, spec.per_image // 2, taken, seed)
+            of_class = uncertainty.class_entropy(pred.mean[c], entropy)
+            sought.append(candidates.peak_boxes(of_class, size, spec.stride, count, taken))
+        blind = candidates.random_boxes(image_id, shape, size, spec.per_image, taken, seed)
         drawn.append(blind.to(entropy.device))
     return candidates.distinct(image_id, sought), candidates.distinct(image_id, drawn)
 
@@ -240,13 +241,14 @@ def _figures(pred: DensePrediction, spec: OfferSpec, entropy: Tensor, blank: Off
     boundary = contour_lengths(pred.mean, boxes, spec.spacing, spec.axial_axis)
     objects = _objects(pred, boxes, spec)
     area = area_of(boxes, spec.spacing, spec.axial_axis)
+    by_class = [_means(uncertainty.class_entropy(p, entropy), boxes) for p in pred.mean]
     score = extra[spec.score]
     if spec.pooling == "topk":
         score = scores.topk_in(pred.maps[spec.score], boxes, spec.topk)
     return replace(
         blank,
         score=score.clamp_min(0),
-        class_score=torch.stack([_means(p * entropy, boxes) for p in pred.mean], 1).clamp_min(0),
+        class_score=torch.stack(by_class, 1).clamp_min(0),
         shares=_shares(pred, boxes),
         boundary=boundary,
         objects=objects,
@@ -276,7 +278,7 @@ def _objects(pred: DensePrediction, boxes: Regions, spec: OfferSpec) -> Float[Te
 
 
 def _embedding(pred: DensePrediction, boxes: Regions) -> Float[Tensor, "N E"]:
-    """Mean of the features over every coarse cell that the box reaches into."""
+    """Mean of the features over every coarse cell that the box reaches into; the cells divide the grid evenly."""
     if pred.features is None:
         return torch.zeros(len(boxes), 0, device=pred.mean.device)
     device = boxes.start.device

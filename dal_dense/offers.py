@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dal_dense.regions import Regions
 
-KINDS = ("crop", "slice", "image")
+KINDS = ("crop", "slice", "image", "box")
 """Query kinds; `Offers.kind` holds the position in this tuple."""
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from dal_dense.box_truth import read_boxes
+from dal_dense.boxes import Boxes
 from dal_dense.config import DataConfig
 from dal_dense.errors import ConfigError, DataError
 from dal_dense.frames import FRAMES
@@ -20,7 +22,17 @@ from dal_dense.records import IGNORE
 from dal_dense.records import ImageRecord as ImageRecord
 from dal_dense.sources import SOURCES
 from dal_dense.sources.base import IGNORED_NAME, Listing
-from dal_dense.splits import Known, Member, Split, check_unique, first_split, grown_split, listed_splits, with_groups
+from dal_dense.splits import (
+    Known,
+    Member,
+    Split,
+    check_unique,
+    first_split,
+    grown_split,
+    listed_splits,
+    time_of,
+    with_groups,
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,7 @@ class Pool:
         set_aside: id to reason, for images that `quarantine` was called for.
         notes: what the person should know about the split, one sentence each.
         annotations: COCO: image id to its annotations.
+        boxes_asked: what is labelled are boxes (detection), not masks.
         origin: what to open again to see new files.
     """
 
@@ -51,6 +64,7 @@ class Pool:
     set_aside: Mapping[str, str]
     notes: tuple[str, ...]
     annotations: Mapping[str, Sequence[Annotation]]
+    boxes_asked: bool
     origin: tuple[DataConfig, Path, int]
 
     @cached_property
@@ -83,6 +97,28 @@ class Pool:
             raise DataError(f"{image}: {reason}")
         return self._by_id[image]
 
+    def truth(self, record: ImageRecord) -> np.ndarray | None:
+        """What a person would label: the mask, or the table of boxes (`boxes.Boxes.table`); None if nobody has.
+
+        Raises:
+            DataError: if it cannot be read, or does not fit the image or the classes.
+        """
+        if not self.boxes_asked:
+            return self.mask(record)
+        boxes = self.boxes(record)
+        return None if boxes is None else boxes.table()
+
+    def boxes(self, record: ImageRecord) -> Boxes | None:
+        """The image's boxes, cut at its border; None if nobody has looked at it.
+
+        Raises:
+            DataError: if the image's header or an annotation cannot be used.
+        """
+        if record.mask is None or record.mask_format != "coco":
+            return None
+        name = f"{record.mask}: {record.paths[0].name}"
+        return read_boxes(name, self.annotations[record.id], read_header(record).shape, self.mapping)
+
     def mask(self, record: ImageRecord) -> UInt8[np.ndarray, "*grid"] | None:
         """Class numbers and `IGNORE` on the image's own grid; None if the image has no mask.
 
@@ -113,7 +149,7 @@ class Pool:
             DataError: if the listing can no longer be used.
         """
         data, root, seed = self.origin
-        now = open_pool(data, root, seed=seed, known=self.known)
+        now = open_pool(data, root, seed=seed, known=self.known, boxes=self.boxes_asked)
         return replace(
             now,
             members=_kept(self.members, now.members),
@@ -129,7 +165,7 @@ def _kept(before: Sequence[ImageRecord], now: Sequence[ImageRecord]) -> tuple[Im
     return (*(fresh.pop(r.id, r) for r in before), *fresh.values())
 
 
-def open_pool(data: DataConfig, data_root: Path, *, seed: int, known: Known | None = None) -> Pool:
+def open_pool(data: DataConfig, data_root: Path, *, seed: int, known: Known | None = None, boxes: bool = False) -> Pool:
     """List the images that the settings describe. Opens no image, so that 100,000 files take seconds.
 
     Args:
@@ -137,6 +173,7 @@ def open_pool(data: DataConfig, data_root: Path, *, seed: int, known: Known | No
         data_root: folder that everything lies in.
         seed: of the run; decides the held-out groups and the samples of `max_pool` and `max_test`.
         known: what was decided when the run began; None decides now.
+        boxes: boxes are labelled (detection), not masks.
 
     Raises:
         ConfigError: if the settings lack something, or do not fit each other.
@@ -163,13 +200,14 @@ def open_pool(data: DataConfig, data_root: Path, *, seed: int, known: Known | No
         classes=classes,
         ndim=_dimensions((*split.train, *split.test)),
         mapping=mapping,
-        members=_records(split.train, root, listing),
-        held_out=_records(split.test, root, listing),
+        members=_records(split.train, root, listing, data),
+        held_out=_records(split.test, root, listing, data),
         left_out=split.left_out,
         absent=absent,
         set_aside={},
         notes=split.notes,
         annotations=listing.annotations,
+        boxes_asked=boxes,
         origin=(data, data_root, seed),
     )
 
@@ -183,9 +221,10 @@ def _gone(known: Known | None, split: Split, listing: Listing) -> dict[str, str]
     return {i: f"{i}: {reason}" for i in (*known.train, *known.test) if i not in there and i not in listing.missing}
 
 
-def _records(members: Sequence[Member], root: Path, listing: Listing) -> tuple[ImageRecord, ...]:
+def _records(members: Sequence[Member], root: Path, listing: Listing, data: DataConfig) -> tuple[ImageRecord, ...]:
+    when = time_of(data)
     return tuple(
-        ImageRecord(e.id, e.paths, root, group, e.mask, 2 if _is_frame(e.paths[0]) else 3, listing.mask_format)
+        ImageRecord(e.id, e.paths, root, group, e.mask, 2 if _is_frame(e.paths[0]) else 3, listing.mask_format, when(e))
         for e, group in members
     )
 
@@ -231,7 +270,7 @@ def class_table(data: DataConfig, listing: Listing) -> tuple[tuple[str, ...], di
     if ignored is not None and labels.get(ignored, IGNORED_NAME) != IGNORED_NAME:
         raise ConfigError(f"data.ignore_index: {ignored} is the class {labels[ignored]!r} too; drop one of them")
     named = {value: name for value, name in sorted(labels.items()) if name != IGNORED_NAME}
-    start = ["background"] if listing.mask_format == "coco" and 0 not in named else []
+    start = ["background"] if listing.mask_format == "coco" and named.get(0) != "background" else []
     classes = tuple(dict.fromkeys([*start, *named.values()]))
     if not 2 <= len(classes) < IGNORE:
         raise ConfigError(f"data.classes: {len(classes)} classes; between 2 and {IGNORE - 1} can be told apart")

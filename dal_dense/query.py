@@ -24,7 +24,7 @@ class QueryRegion(_Frozen):
 
     id: str = Field(pattern=ID_PATTERN, description="unique in the run: r<round>-<number>")
     image_id: str = Field(description="id of the image in the pool")
-    kind: Literal["crop", "slice", "image"]
+    kind: Literal["crop", "slice", "image", "box"]
     start: tuple[int, ...] = Field(description="first voxel or pixel, in the file's axis order")
     stop: tuple[int, ...] = Field(description="one past the last voxel or pixel")
     score: float = Field(description="the acquisition score it was chosen by")

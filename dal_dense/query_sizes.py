@@ -44,8 +44,8 @@ def offer_spec(
 ) -> OfferSpec:
     """What is on offer in one image; without `uncertainty` there is no model and no score."""
     spec = OfferSpec(
-        kind=query.kind,
-        sizes=tuple(array_size(s, query.unit, header) for s in query.sizes) if query.kind == "crop" else (),
+        kind="crop" if query.kind == "box" else query.kind,  # where no model has looked there are no boxes yet
+        sizes=tuple(array_size(s, query.unit, header) for s in query.sizes) if query.kind in ("crop", "box") else (),
         spacing=header.spacing,
         axial_axis=None if header.affine is None else anatomical_axes(header.affine)[2],
         costs=costs,

@@ -29,6 +29,7 @@ class ImageRecord:
         mask: index mask, or the COCO json that holds the annotations, or None; held back by the oracle.
         ndim: 2 (frames) or 3 (volumes).
         mask_format: index: a file of label values; coco: annotations, rasterised when read.
+        time: of the frame within its group (drive), in the unit of the data; None if nobody says.
     """
 
     id: str
@@ -38,6 +39,7 @@ class ImageRecord:
     mask: Path | None
     ndim: int
     mask_format: Literal["index", "coco"] = "index"
+    time: float | None = None
 
     @property
     def relative(self) -> tuple[str, ...]:

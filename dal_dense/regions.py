@@ -49,11 +49,6 @@ class Regions:
         flat = torch.tensor(pairs, dtype=torch.int64, device=device).reshape(-1, 2, axes)
         return cls(flat[:, 0], flat[:, 1])
 
-    @classmethod
-    def whole(cls, shape: Sequence[int]) -> Regions:
-        """The one region that covers an array of this shape."""
-        return cls.of([((0,) * len(shape), tuple(int(n) for n in shape))], len(shape))
-
     def __len__(self) -> int:
         return self.start.shape[0]
 

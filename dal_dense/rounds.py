@@ -10,7 +10,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +18,15 @@ import torch
 from rich.table import Table
 
 from dal_dense.acquire import Budget, Round, Selection, acquire
-from dal_dense.annotators import Annotator, Outcome, Proposed, nothing_proposed
-from dal_dense.config import Config
-from dal_dense.console import Screen
-from dal_dense.costs import CostModel, CostPrior, refit
+from dal_dense.annotators import Outcome, Proposed, nothing_proposed
+from dal_dense.costs import CostPrior, refit
 from dal_dense.errors import BudgetError, DataError, LedgerError, PoolExhausted, Stopped
 from dal_dense.images import read_header, read_image
-from dal_dense.labels import ground, labelled_images
-from dal_dense.ledger import Ledger
+from dal_dense.labels import ground, labelled_images, whole
 from dal_dense.noise import text_key, uniform
 from dal_dense.offer_maps import geometry_offers
 from dal_dense.offers import KINDS, Offers, concat
-from dal_dense.pool import ImageRecord, Pool
+from dal_dense.pool import ImageRecord
 from dal_dense.query import Query, QueryRegion
 from dal_dense.query_sizes import offer_spec
 from dal_dense.regions import Regions
@@ -37,35 +34,13 @@ from dal_dense.report.gallery import tiles_for_query
 from dal_dense.report.page import write_report
 from dal_dense.report.words import duration, figure
 from dal_dense.results import collect
-from dal_dense.tasks.base import FitReport, LabelledImage, Measurement, Proposal, Task
+from dal_dense.run import Run, grow, know_initial_masks, quarantine, unreadable
+from dal_dense.tasks.base import FitReport, LabelledImage, Measurement, Proposal
 
 MODEL_FREE = ("random", "uniform")
 """Strategies that look at no prediction, so that the pool need not be run through the network."""
 HEADERS_AT_MOST = 2000
 """Images considered by strategies that need no model; more would only cost time to read headers."""
-
-
-@dataclass
-class Run:
-    """A run's parts, wired by `build.open_run`. Only the pool changes: it grows and quarantines."""
-
-    config: Config
-    pool: Pool
-    task: Task
-    annotator: Annotator
-    costs: CostModel
-    ledger: Ledger
-    screen: Screen
-
-    @property
-    def folder(self) -> Path:
-        """Where everything of the run lies."""
-        return self.config.run_dir
-
-    @property
-    def quota_classes(self) -> tuple[int, ...]:
-        """Classes that quotas are for: all but the background, where there is one."""
-        return tuple(range(1 if self.config.task.background else 0, len(self.pool.classes)))
 
 
 def ask(run: Run, number: int) -> Query | None:
@@ -85,6 +60,7 @@ def ask(run: Run, number: int) -> Query | None:
     seconds = wanted if total is None else min(wanted, total - run.ledger.spent())
     strategy = config.strategy.name if number else config.strategy.start
     grow(run)
+    know_initial_masks(run)
     query = Query(round=number, strategy=strategy, seed=run.ledger.seed_for("ask", number), regions=())
     if number and seconds <= 0:
         run.screen.say("the budget is spent")
@@ -127,6 +103,9 @@ def offers_of_pool(run: Run, number: int, strategy: str) -> tuple[Offers, list[s
         offer = _model_free(run, number, prior)
     else:
         offer = _by_model(run, number)
+    sampled = len(records)
+    seen = {r.id for r in records}
+    records += [run.pool[i] for i in sorted(labelled) if i not in seen]  # for their labelled rows only
     parts: list[Offers] = []
     for i, record in enumerate(records):
         if run.screen.stopping():
@@ -134,7 +113,8 @@ def offers_of_pool(run: Run, number: int, strategy: str) -> tuple[Offers, list[s
         run.screen.hooks().progress("looking at the pool", i, len(records))
         try:
             known = Regions.of(labelled.get(record.id, ()), record.ndim)
-            closed = Regions.of(blocked.get(record.id, ()), record.ndim)
+            off_limits = blocked.get(record.id, ()) if i < sampled else [whole(read_header(record).shape)]
+            closed = Regions.of(off_limits, record.ndim)
             parts.append(offer(record, known, closed, image=i, group=groups[record.group]))
         except DataError as problem:
             quarantine(run, record.id, problem)
@@ -200,46 +180,6 @@ def priced(run: Run, offers: Offers, strategy: str) -> Offers:
     return replace(offers, seconds=seconds, image_seconds=torch.full_like(seconds, costs.image_seconds))
 
 
-def unreadable(run: Run, names: set[str]) -> set[str]:
-    """Those of these images that cannot be read; each is quarantined and listed."""
-    bad = set()
-    initial = {i.image_id for i in run.ledger.initial()}
-    for name in sorted(names):
-        try:
-            read_image(run.pool[name])
-            if run.config.annotator.name == "oracle" or name in initial:
-                run.pool.mask(run.pool[name])
-        except DataError as problem:
-            quarantine(run, name, problem)
-            bad.add(name)
-    return bad
-
-
-def quarantine(run: Run, image_id: str, problem: DataError) -> None:
-    """Set one bad image aside, in the ledger and on screen.
-
-    Raises:
-        DataError: the same problem, if the settings ask for strictness.
-    """
-    if run.config.data.strict:
-        raise problem
-    run.screen.warn(f"{image_id} is quarantined: {problem}")
-    run.ledger.record_event("quarantine", {"image": image_id, "reason": str(problem)})
-    run.pool = run.pool.quarantine(image_id, str(problem))
-
-
-def grow(run: Run) -> None:
-    """Let files that appeared since join the pool."""
-    fresh = run.pool.refresh()
-    known = {i for e in run.ledger.events("pool") for i in e["train"]}  # not run.pool: it is opened with newcomers
-    known |= {i for e in run.ledger.events("grown") for i in e["images"]}
-    new = [r.id for r in fresh.train if r.id not in known]
-    if new:
-        run.screen.say(f"{len(new)} new images joined the pool")
-        run.ledger.record_event("grown", {"images": new})
-        run.pool = fresh
-
-
 def query_of(empty: Query, offers: Offers, chosen: Selection, names: list[str], classes: tuple[str, ...]) -> Query:
     """The chosen rows as plain, frozen values for the ledger."""
     picked = offers[chosen.rows].to("cpu")
@@ -279,6 +219,8 @@ def answer(run: Run, number: int) -> Outcome:
     if query is None:
         raise LedgerError(f"round {number} has asked nothing in {run.folder}")
 
+    unreadable(run, {r.image_id for r in run.ledger.open_regions(number)} - run.pool.quarantined.keys())
+
     @functools.cache  # the gallery and the batch show the same
     def propose() -> Proposed:
         return proposals(run, query)
@@ -299,7 +241,7 @@ def proposals(run: Run, query: Query) -> Proposed:
         return nothing_proposed()
     model = model_of(run, query.round - 1)
     labels: dict[str, Proposal] = {}
-    for name in dict.fromkeys(r.image_id for r in query.regions):
+    for name in dict.fromkeys(r.image_id for r in query.regions if r.image_id not in run.pool.quarantined):
         asked = [r for r in query.regions if r.image_id == name]
         boxes = Regions.of((r.box for r in asked), run.pool.ndim)
         found = run.task.propose(model, run.pool[name], boxes)
@@ -362,8 +304,8 @@ def measure(run: Run, number: int) -> Measurement:
     if not run.ledger.events("tested"):  # a broken test image is set aside before the first figure, never later
         for record in run.pool.test:
             try:
-                read_image(record)
-                run.pool.mask(record)
+                read_image(record, channels=run.channels)
+                run.pool.truth(record)
             except DataError as problem:
                 quarantine(run, record.id, problem)
         run.ledger.record_event("tested", {"images": [r.id for r in run.pool.test]})

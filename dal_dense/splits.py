@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -241,3 +241,39 @@ def grown_split(
 
 def _groups_of(by_id: Mapping[str, Member], ids: Collection[str]) -> set[str]:
     return {by_id[i].group for i in ids if i in by_id}
+
+
+def time_of(data: DataConfig) -> Callable[[Entry], float | None]:
+    """How to tell an image's time within its group.
+
+    Raises:
+        ConfigError: if the pattern is no regular expression with a bracket.
+        DataError: (when called) if a field or the bracket holds no number.
+    """
+    if data.time_field is None and data.time_pattern is None:
+        return lambda entry: None
+    pattern = _with_bracket("data.time_pattern", data.time_pattern) if data.time_field is None else None
+
+    def when(entry: Entry) -> float | None:
+        if pattern is None:
+            value = (entry.fields or {}).get(data.time_field or "")
+        else:
+            found = pattern.search(entry.id)
+            value = found.group(1) if found else None
+        try:
+            return None if value is None else float(value)
+        except (TypeError, ValueError):
+            setting = "data.time_field" if pattern is None else "data.time_pattern"
+            raise DataError(f"{entry.paths[0]}: its time is {value!r}, no number; correct it or {setting}") from None
+
+    return when
+
+
+def _with_bracket(setting: str, text: str | None) -> re.Pattern[str]:
+    try:
+        pattern = re.compile(text or "")
+    except re.error as problem:
+        raise ConfigError(f"{setting}: {text!r} is no regular expression ({problem}); correct it") from None
+    if pattern.groups < 1:
+        raise ConfigError(f"{setting}: {text!r} has no bracket; put one around the part that is meant")
+    return pattern

@@ -45,11 +45,12 @@ def likeliest(probs: Float[Tensor, "classes *grid"]) -> UInt8[Tensor, "*grid"]:
     return label
 
 
-def class_entropy(
-    mean: Float[Tensor, "classes *grid"], predictive_entropy: Float[Tensor, "*grid"]
-) -> Float[Tensor, "classes *grid"]:
-    """p_c H(p), the predictive entropy split by class; sums to it over the classes (ClaSP PE)."""
-    return mean * predictive_entropy
+def class_entropy(p: Float[Tensor, "*grid"], predictive_entropy: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:
+    """p_c H(p), the share of one class in the predictive entropy; over all classes the shares add up to it.
+
+    One class at a time, so that temporaries stay one grid; what class quotas rank regions by.
+    """
+    return p * predictive_entropy
 
 
 def predictive_entropy(draws: Float[Tensor, "draws classes *grid"]) -> Float[Tensor, "*grid"]:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from dal_dense.errors import DataError, LabelError
 from dal_dense.query import Sidecar, SidecarRegion
 
-SIDECAR = "query.json"
+SIDECAR, RETURNED = "query.json", "returned"
 UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
 """What Label Studio puts before the name of an uploaded file."""
 
@@ -38,14 +38,19 @@ class Returned:
 
 @dataclass(frozen=True)
 class Marks:
-    """What the annotator says is reviewed (`reviewed.txt`): region ids, image ids, or everything."""
+    """What the annotator says is reviewed (`reviewed.txt`).
+
+    Attributes:
+        names: region and image ids.
+        folders: where every file is reviewed (`*`), relative to the folder of returns, which itself is "".
+    """
 
     names: frozenset[str] = frozenset()
-    everything: bool = False
+    folders: frozenset[str] = frozenset()
 
-    def covers(self, name: str) -> bool:
-        """Is this region or image named?"""
-        return self.everything or name in self.names
+    def cover(self, file: str) -> bool:
+        """Does a `*` beside this file, or above it, speak for it?"""
+        return any(not folder or file.startswith(f"{folder}/") for folder in self.folders)
 
 
 @dataclass(frozen=True)
@@ -94,20 +99,41 @@ class Asked:
             f"{file}: {name!r} was not asked; expected the id of a region or image in query.json as the file's name"
         )
 
-    def finished(self, entries: list[SidecarRegion], file: str) -> list[SidecarRegion]:
+    def asking(self, image_id: str) -> list[int]:
+        """The rounds that ask something of this image."""
+        return sorted({self.rounds[e.region.id] for e in self.images.get(image_id, ())})
+
+    def reviewed(self, image_id: str, file: str) -> bool:
+        """Is this image as a whole marked? Its name says nothing if several rounds ask: it may be an old mark."""
+        named = image_id in self.marks.names and len(self.asking(image_id)) == 1
+        return named or self.marks.cover(file)
+
+    def finished(self, entries: list[SidecarRegion], file: str, *, told: bool = False) -> list[SidecarRegion]:
         """The regions that a whole image's label answers: those `reviewed.txt` names, or all of one batch.
 
+        Args:
+            entries: the regions of the image.
+            file: how messages name the label.
+            told: the file itself says that the image is reviewed.
+
         Raises:
-            LabelError: if several rounds asked this image: an older label says nothing of newer regions.
+            LabelError: if several rounds asked this image: an older label says nothing of newer regions; or if
+                `reviewed.txt` names what is finished, and nothing of this image.
         """
-        picked = [e for e in entries if e.region.id in self.marks.names]
-        rounds = sorted({self.rounds[e.region.id] for e in entries})
-        if not picked and len(rounds) > 1:
+        if picked := [e for e in entries if e.region.id in self.marks.names]:
+            return picked
+        image_id = entries[0].region.image_id
+        if len(rounds := self.asking(image_id)) > 1:
             raise LabelError(
-                f"{file}: rounds {', '.join(map(str, rounds))} all ask {entries[0].region.image_id}, so a label of the "
+                f"{file}: rounds {', '.join(map(str, rounds))} all ask {image_id}, so a label of the "
                 "whole image is unclear; return crops, or name the finished regions in reviewed.txt"
             )
-        return picked or entries
+        if self.marks.names and not told and not self.reviewed(image_id, file):
+            raise LabelError(
+                f"{file}: reviewed.txt names neither {image_id} nor a region of it, so it is taken as unfinished; "
+                "name there what is finished"
+            )
+        return entries
 
     def checked(self, label: np.ndarray, name: str, file: str) -> UInt8[np.ndarray, "..."]:
         """The label as uint8, every value proven to be a class or the ignore value.

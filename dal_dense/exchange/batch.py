@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 
@@ -12,15 +12,13 @@ from jaxtyping import Float
 
 from dal_dense.errors import DataError
 from dal_dense.exchange import coco, frames, nifti
-from dal_dense.exchange.asked import SIDECAR, load_sidecar
+from dal_dense.exchange.asked import RETURNED, SIDECAR, load_sidecar
 from dal_dense.exchange.guide import write_guide
 from dal_dense.images import read_header, read_image, sha256_of
 from dal_dense.pool import Pool
 from dal_dense.query import Query, QueryRegion, Sidecar, SidecarRegion, SourceImage
 from dal_dense.records import IGNORE, ImageRecord
 from dal_dense.tasks.base import Proposal
-
-RETURNED = "returned"
 
 
 def batch_folder(run_dir: Path, round: int) -> Path:
@@ -61,7 +59,7 @@ def write_batch(
         DataError: if an image cannot be read, another query's batch is in the way, or the disk is full.
     """
     if batch_dir.exists():
-        _check_same(batch_dir, query)
+        check_batch(batch_dir, query, run_id=run_id, classes=classes)
         return batch_dir
     _check_names(query)
     parts = batch_dir.with_name(f".{batch_dir.name}.partial")
@@ -96,13 +94,38 @@ def write_batch(
     return batch_dir
 
 
-def _check_same(batch_dir: Path, query: Query) -> None:
-    there = [e.region.model_copy(update={"score": 0.0}) for e in load_sidecar(batch_dir).regions]
-    wanted = [r.model_copy(update={"score": 0.0}) for r in query.regions]
-    if there != wanted:
+def check_batch(
+    batch_dir: Path, query: Query, *, run_id: str, classes: Sequence[str], unsent: Collection[str] = ()
+) -> None:
+    """Is this the batch of this very query? What comes back is cut and named by its sidecar.
+
+    Args:
+        batch_dir: the batch.
+        query: what the ledger says was asked.
+        run_id: of the ledger.
+        classes: names; the position is the class number.
+        unsent: ids of regions that may be missing, since they were rejected before the export.
+
+    Raises:
+        DataError: if the batch is of another run or query, or its sidecar is missing or damaged.
+    """
+    sidecar = load_sidecar(batch_dir)
+    if sidecar.run != run_id:  # region ids repeat from run to run
+        raise DataError(f"{batch_dir}: this batch is of another run; move the folder away and call again")
+    there = {e.region.id: (e.region.image_id, e.region.box) for e in sidecar.regions}
+    wanted = {r.id: (r.image_id, r.box) for r in query.regions if r.id in there or r.id not in unsent}
+    differ = sorted(n for n in there.keys() | wanted.keys() if there.get(n) != wanted.get(n))
+    if differ or sidecar.round != query.round or len(there) < len(sidecar.regions):
         raise DataError(
-            f"{batch_dir}: holds another query ({len(there)} regions) than round {query.round} asks "
-            f"({len(wanted)} regions); move the folder away and call again"
+            f"{batch_dir}: holds another query ({len(sidecar.regions)} regions) than round {query.round} asks "
+            f"({len(wanted)} regions; they differ in {differ[0] if differ else 'the round'}); restore its {SIDECAR}, "
+            "or move the folder away and call again"
+        )
+    named = {str(i): name for i, name in enumerate(classes)}
+    if sidecar.classes != named or sidecar.ignore_index != IGNORE:
+        raise DataError(
+            f"{batch_dir}: its {SIDECAR} has the classes {sidecar.classes}, the run {named}; "
+            "restore the file as it was written"
         )
 
 

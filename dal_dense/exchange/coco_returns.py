@@ -175,14 +175,12 @@ def _reviewed(
     sheet: _Sheet, annotations: list[_Annotation], values: dict[int, int | str], asked: Asked, file: str
 ) -> list[SidecarRegion]:
     """The regions of this image that a person has looked at."""
-    first = sheet.entries[0].region
-    whole = sheet.image.reviewed is True or asked.marks.covers(first.image_id)
-    if sheet.is_crop:
-        return sheet.entries if whole or asked.marks.covers(first.id) else []
-    if not whole:
-        return [e for e in sheet.entries if asked.marks.covers(e.region.id)]
+    named = [e for e in sheet.entries if e.region.id in asked.marks.names]
+    whole = sheet.image.reviewed is True or asked.reviewed(sheet.entries[0].region.image_id, file)
+    if sheet.is_crop or not whole:
+        return sheet.entries if whole else named
     outlined = {_query_id(a) for a in annotations if values.get(a.category_id) == QUERY_NAME}
-    return [e for e in sheet.entries if e.region.id in outlined] or asked.finished(sheet.entries, file)
+    return [e for e in sheet.entries if e.region.id in outlined] or asked.finished(sheet.entries, file, told=True)
 
 
 def _query_id(annotation: _Annotation) -> str | None:

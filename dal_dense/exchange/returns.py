@@ -12,7 +12,8 @@ import numpy as np
 
 from dal_dense.errors import LabelError
 from dal_dense.exchange import coco_returns, frames, nifti, side_files
-from dal_dense.exchange.asked import Asked, Marks, Returned, load_sidecar
+from dal_dense.exchange.asked import SIDECAR, Asked, Marks, Returned, load_sidecar
+from dal_dense.exchange.inbox import owner_of
 
 HINTS = {
     ".nrrd": "save the segmentation as NIfTI (.nii.gz)",
@@ -24,6 +25,10 @@ HINTS = {
     ".zip": "unpack it here",
     ".xml": "export as COCO 1.0",
 }
+_BINS = ("__MACOSX", "$RECYCLE.BIN", "#recycle", "@eaDir")
+"""Folders in which systems keep deleted files, thumbnails and the like."""
+_SENT = ("images", "proposals", "scans", "frames")
+"""Folders of a batch; nothing in them is an answer."""
 
 
 def read_returns(
@@ -46,9 +51,9 @@ def read_returns(
         DataError: if a sidecar is missing or damaged.
     """
     problems: list[str] = []
-    files = list(_files(returns_dir, problems))
-    marks = _marks([path for path, _ in files if path.name == side_files.REVIEWED])
-    asked = Asked.of([load_sidecar(d) for d in (*earlier, batch_dir)], marks)
+    sidecars = [load_sidecar(d) for d in (*earlier, batch_dir)]
+    files = list(_files(returns_dir, sidecars[-1].run, problems))
+    asked = Asked.of(sidecars, _marks(files, len(sidecars) > 1, problems))
     found: list[Returned] = []
     times: dict[str, float] = {}
     for path, file in files:
@@ -60,20 +65,30 @@ def read_returns(
             problems.append(f"{file}: not a table that can be read ({error}); save it again as csv")
         except OSError as error:
             problems.append(f"{file}: cannot be read ({error.strerror or error}); check its permissions")
-    problems += [f"{n!r} in {side_files.REVIEWED} was not asked" for n in sorted(_strangers(marks.names, asked))]
-    problems += [f"{n!r} in {side_files.TIMES} was not asked" for n in sorted(_strangers(times.keys(), asked))]
+    problems += _bad_names(asked, times)
     return _settled(found, times, asked, problems), problems
 
 
-def _files(root: Path, problems: list[str]) -> Iterator[tuple[Path, str]]:
+def _files(root: Path, run_id: str, problems: list[str]) -> Iterator[tuple[Path, str]]:
     """Plain files inside the folder, in order of name, with the name to show."""
     inside = root.resolve()
-    for folder, subfolders, names in os.walk(root):
-        subfolders.sort()
-        for name in sorted(names + [s for s in subfolders if Path(folder, s).is_symlink()]):
-            path = Path(folder, name)
-            file = path.relative_to(root).as_posix()
-            if name.startswith(".") or "__MACOSX" in path.parts:
+
+    def closed(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            problems.append(f"{error.filename}: cannot be looked into ({error.strerror}); check its permissions")
+
+    for place, subfolders, names in os.walk(root, onerror=closed):
+        folder = Path(place)
+        if folder != root and owner_of(folder) not in ("", run_id):
+            problems.append(f"{_shown(folder, root)}: takes the labels of another run, so it is not looked into")
+            subfolders.clear()
+            continue
+        links = [s for s in subfolders if (folder / s).is_symlink()]
+        subfolders[:] = _searched(folder, root, subfolders, SIDECAR in names, problems)
+        for name in sorted(names + links):
+            path = folder / name
+            file = _shown(path, root)
+            if name.startswith(".") or name == SIDECAR:
                 continue
             if path.is_symlink() and not path.resolve().is_relative_to(inside):
                 problems.append(f"{file}: a link that leads out of the folder of returns; copy the file itself here")
@@ -83,9 +98,63 @@ def _files(root: Path, problems: list[str]) -> Iterator[tuple[Path, str]]:
                 problems.append(f"{file}: no plain file; copy the file itself here")
 
 
-def _marks(paths: list[Path]) -> Marks:
-    every = [side_files.read_marks(p) for p in paths]
-    return Marks(frozenset().union(*(m.names for m in every)), any(m.everything for m in every))
+def _shown(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def _searched(folder: Path, root: Path, subfolders: list[str], is_batch: bool, problems: list[str]) -> list[str]:
+    """Subfolders to look into: no bins of a system, and none of a batch that was sent back as a whole."""
+    wanted = []
+    for name in sorted(subfolders):
+        file = _shown(folder / name, root)
+        if name in _SENT if is_batch else name == "proposals":
+            problems.append(
+                f"{file}: holds what was sent, so it is not read, lest an untouched proposal becomes a label; "
+                "put finished labels elsewhere in the folder of returns"
+            )
+        elif name.lower() in (side_files.REVIEWED, side_files.TIMES):
+            problems.append(f"{file}: a folder; expected a text file")
+        elif not name.startswith(".") and name not in _BINS:
+            wanted.append(name)
+    return wanted
+
+
+def _marks(files: Sequence[tuple[Path, str]], several: bool, problems: list[str]) -> Marks:
+    """All that is marked as reviewed. A `*` at the top of a folder that rounds share would mark future rounds too."""
+    names: set[str] = set()
+    folders: set[str] = set()
+    for path, file in files:
+        if path.name.lower() == side_files.REVIEWED:
+            try:
+                marks = side_files.read_marks(path, file)
+            except OSError as error:
+                problems.append(f"{file}: cannot be read ({error.strerror or error}); check its permissions")
+                continue
+            names |= marks.names
+            folders |= marks.folders
+    if several and "" in folders:
+        folders.remove("")
+        problems.append(
+            f"'*' in {side_files.REVIEWED} is unclear, for several rounds share this folder; name the finished "
+            "regions, or put each export into a subfolder with its own file"
+        )
+    return Marks(frozenset(names), frozenset(folders))
+
+
+def _bad_names(asked: Asked, times: Iterable[str]) -> Iterator[str]:
+    """What reviewed.txt and times.csv name and we cannot use."""
+    for name in sorted(asked.marks.names - asked.regions.keys()):
+        rounds = asked.asking(name)
+        if not rounds:
+            yield f"{name!r} in {side_files.REVIEWED} was not asked"
+        elif len(rounds) > 1:
+            said = f"rounds {', '.join(map(str, rounds))} ask this image"
+            yield f"{name!r} in {side_files.REVIEWED} is unclear, for {said}; name the finished regions"
+    for name in sorted(set(times) - asked.regions.keys()):
+        if name in asked.images:
+            yield f"{name!r} in {side_files.TIMES} is an image, so its time is not charged; log each region's time"
+        else:
+            yield f"{name!r} in {side_files.TIMES} was not asked"
 
 
 def _read(path: Path, file: str, asked: Asked, times: dict[str, float], problems: list[str]) -> list[Returned]:
@@ -107,15 +176,13 @@ def _read(path: Path, file: str, asked: Asked, times: dict[str, float], problems
             problems += bad
             return found
         times |= {name: s for name, s in lead.items() if name in asked.regions}
+        if whole := sorted(lead.keys() & asked.images.keys() - asked.regions.keys()):
+            shown = ", ".join(whole[:3]) + (f" and {len(whole) - 3} more" if len(whole) > 3 else "")
+            problems.append(f"{file}: lead times of whole images are not charged ({shown}); log them by region")
     elif not lower.endswith(".txt"):
         hint = HINTS.get(path.suffix.lower(), "expected NIfTI, PNG of class numbers or COCO json")
         raise LabelError(f"{file}: not a label that can be read; {hint}")
     return []
-
-
-def _strangers(names: Iterable[str], asked: Asked) -> set[str]:
-    known = {e.region.image_id for e in asked.regions.values()} | asked.regions.keys()
-    return set(names) - known
 
 
 def _settled(found: list[Returned], times: dict[str, float], asked: Asked, problems: list[str]) -> list[Returned]:

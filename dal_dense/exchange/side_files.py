@@ -13,11 +13,11 @@ from dal_dense.exchange.asked import UPLOAD_PREFIX, Marks
 REVIEWED, TIMES = "reviewed.txt", "times.csv"
 
 
-def read_marks(path: Path) -> Marks:
-    """`reviewed.txt`: one region or image id a line, `*` for everything; `#` begins a comment."""
+def read_marks(path: Path, file: str) -> Marks:
+    """`reviewed.txt`: one region or image id a line, `*` for all files beside and below; `#` begins a comment."""
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     lines = {line.split("#")[0].strip() for line in text.splitlines()} - {""}
-    return Marks(frozenset(lines - {"*"}), "*" in lines)
+    return Marks(frozenset(lines - {"*"}), frozenset([file.rpartition("/")[0]] if "*" in lines else []))
 
 
 def read_times(path: Path, file: str) -> tuple[dict[str, float], list[str]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from dal_dense.calibration import reliability_bins
 from dal_dense.report import figures
 from dal_dense.report.words import duration, figure, round_name
 from dal_dense.results import Results, RoundResult
@@ -55,6 +56,16 @@ def class_charts(results: Results, classes: Sequence[str], colours: Mapping[str,
             "last": figure(values[-1]),
             "svg": Markup(figures.class_curve(measured, name, limits, hours)),
             "alt": f"{name} by measurement: " + ", ".join(figure(v) for v in values),
+        })  # fmt: skip
+    last = next((r for r in reversed(results.rounds) if reliability_bins(r.extra)), None)
+    if last is not None:
+        bins = reliability_bins(last.extra)
+        told = "; ".join(f"{confidence:.2f} sure, {accuracy:.2f} right" for confidence, accuracy in bins)
+        charts.append({
+            "title": f"Sure and right, {round_name(last.round)}",
+            "svg": Markup(figures.reliability(bins)),
+            "alt": f"Accuracy by confidence: {told}",
+            "note": "On the test images. Below the dashed line the model was too sure of itself.",
         })  # fmt: skip
     return charts
 

@@ -23,12 +23,31 @@ def listing(data: DataConfig, root: Path) -> Listing:
     """
     if data.listing is None:
         raise ConfigError("data.listing: null; format coco needs the json file, relative to data_root")
-    file = root / data.listing
+    first = _one(data, root, root / data.listing, None if data.test_listing is None else data.train)
+    if data.test_listing is None:
+        return first
+    second = _one(data, root, root / data.test_listing, data.test)
+    if first.labels != second.labels:
+        raise DataError(
+            f"{root / data.test_listing}: its categories {second.labels} differ from those of {data.listing}, "
+            f"{first.labels}; give both the same"
+        )
+    return Listing(
+        [*first.entries, *second.entries],
+        first.labels,
+        {**first.missing, **second.missing},
+        {**first.annotations, **second.annotations},
+        "coco",
+    )
+
+
+def _one(data: DataConfig, root: Path, file: Path, split_name: str | None) -> Listing:
+    """One json; `split_name` is the split of all its images, None leaves it to the json."""
     content = read_json(file, "the listing")
     images, categories = content.get("images"), content.get("categories")
     if not isinstance(images, list) or not isinstance(categories, list) or not categories:
         raise DataError(f'{file}: needs the lists "images" and "categories" (COCO); correct it')
-    labels = {int(c["id"]): str(c["name"]) for c in categories}
+    labels = {_whole(c.get("id"), f"{file}: category {c.get('name')!r}"): str(c["name"]) for c in categories}
     by_image = _annotations(content.get("annotations", []), images, labels, file)
     base = inside(root, root, data.images, Path("data.images"))
     present = Present()
@@ -41,8 +60,8 @@ def listing(data: DataConfig, root: Path) -> Listing:
             missing[name] = f"{path}: listed in {file.name} but not there; restore it or correct the listing"
             continue
         own = by_image[image["id"]]
-        known = image.get("reviewed", bool(own))
-        split = image.get("split")
+        known = image.get("reviewed", bool(own) or data.unannotated == "empty")
+        split = split_name or image.get("split")
         entries.append(Entry(name, (path,), file if known else None, None if split is None else str(split), image))
         if known:
             annotations[name] = tuple(own)
@@ -68,7 +87,23 @@ def _annotations(
         what = f"{file}: annotation {annotation.get('id', '?')}"
         if annotation.get("image_id") not in by_image:
             raise DataError(f"{what} belongs to image {annotation.get('image_id')!r}, which is not listed; correct it")
+        category = annotation.get("category_id")
+        if isinstance(category, str):
+            annotation = {**annotation, "category_id": _whole(category, what)}
         if annotation.get("category_id") not in labels:
             raise DataError(f"{what} is of category {annotation.get('category_id')!r}, which is not listed; correct it")
         by_image[annotation["image_id"]].append(annotation)
     return by_image
+
+
+def _whole(value: object, what: str) -> int:
+    """A category id; text of digits is one too.
+
+    Raises:
+        DataError: for anything else.
+    """
+    if isinstance(value, str) and value.strip().isdigit():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise DataError(f"{what} has the id {value!r}; give a whole number")
+    return value

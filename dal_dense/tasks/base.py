@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Integer
 
 from dal_dense.offers import Offers
 from dal_dense.pool import ImageRecord
@@ -27,12 +26,16 @@ class LabelledImage:
     Attributes:
         record: the image.
         regions: labelled boxes, disjoint, in the file's array index space.
-        labels: one uint8 array a box, of the box's shape; values are class numbers or `IGNORE`.
+        labels: one array a region. Segmentation: uint8 of the region's shape, class numbers or `IGNORE`.
+            Detection: float64 (boxes, 6), see `boxes`.
+        kinds: kind of each region (`offers.KINDS`). Of a `box` only the box is known, not the ground
+            around it; of the others everything inside is.
     """
 
     record: ImageRecord
     regions: Regions
-    labels: tuple[Integer[np.ndarray, "..."], ...]
+    labels: tuple[np.ndarray, ...]
+    kinds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,12 +90,15 @@ class Proposal:
     """The model's own answer for one region, to start the annotator's work and fill the report.
 
     Attributes:
-        label: uint8 class numbers, shape of the box.
-        uncertainty: float32 score map, shape of the box.
+        label: segmentation: uint8 class numbers, shape of the region; detection: the table of predicted
+            boxes inside, float64 (boxes, 6), in the frame's coordinates.
+        uncertainty: float32 score map, shape of the region.
+        scores: detection: probability of each box, float64 (boxes,).
     """
 
-    label: Integer[np.ndarray, "..."]
+    label: np.ndarray
     uncertainty: np.ndarray
+    scores: np.ndarray | None = None
 
 
 @runtime_checkable

@@ -59,7 +59,7 @@ def cut_pieces(
     numbers: Int[Tensor, "*grid"],
     *,
     keep: Sequence[int],
-    patch: Sequence[int],
+    train: TrainConfig,
     spacing: Sequence[float],
     classes: int,
     seed: int,
@@ -71,7 +71,7 @@ def cut_pieces(
         label: class numbers or `IGNORE`, on the model grid.
         numbers: which labelled region a voxel belongs to, from 1; 0 is none.
         keep: the region numbers to train on; labels of all others are hidden.
-        patch: crop size.
+        train: crop size, largest rotation and zoom: how far crops reach.
         spacing: voxel size of the model grid.
         classes: number of classes.
         seed: picks the crop centres that are remembered, where there are very many.
@@ -81,21 +81,51 @@ def cut_pieces(
     shown = torch.where(wanted[numbers.long()], label, IGNORE)
     found = ndimage.find_objects(numbers.numpy())
     cores = {n: found[n - 1] for n in keep if n <= len(found) and found[n - 1] is not None}
-    reach = [(n, _reach(core, label.shape, patch)) for n, core in cores.items()]
+    reach = [(n, _reach(core, label.shape, spacing, train)) for n, core in cores.items()]
     return [
         _piece(image, shown, numbers, members, box, tuple(spacing), classes, seed) for members, box in _merge(reach)
     ]
 
 
-def _reach(core: tuple[slice, ...], shape: Sequence[int], patch: Sequence[int]) -> Box:
-    """The box that crops centred in `core` can touch, and a little more for rotated ones."""
+def _reach(core: tuple[slice, ...], shape: Sequence[int], spacing: Sequence[float], train: TrainConfig) -> Box:
+    """The box that holds every voxel that crops on `core` read, however they are turned and zoomed."""
+    sides = []
+    for part, n, p in zip(core, shape, train.patch, strict=True):
+        voxel = np.arange(part.start, part.stop)
+        first = np.clip(voxel - p // 2, 0, max(n - p, 0))  # as in `_window`
+        sides.append((voxel, voxel - first, first + p - 1 - voxel))
+    farthest = np.array(
+        [max(below.max(), above.max()) * s for (_, below, above), s in zip(sides, spacing, strict=True)]
+    )
+    tilt = _largest_tilt(len(shape), train.rotate_degrees)
     start, stop = [], []
-    for part, n, p in zip(core, shape, patch, strict=True):
-        last = max(n - p, 0)
-        spare = -(-p // 6)
-        start.append(max(0, min(max(part.start - p // 2, 0), last) - spare))
-        stop.append(min(n, min(max(part.stop - 1 - p // 2, 0), last) + p + spare))
+    for axis, ((voxel, below, above), n, s) in enumerate(zip(sides, shape, spacing, strict=True)):
+        if tilt > np.pi / 2:
+            below = above = np.maximum(below, above)
+        across = float(np.linalg.norm(np.delete(farthest, axis)))
+        step = s * (1 - train.scale)
+        start.append(max(0, int(np.floor((voxel - _turned(below * s, across, tilt) / step).min()))))
+        stop.append(min(n, int(np.ceil((voxel + _turned(above * s, across, tilt) / step).max())) + 1))
     return tuple(start), tuple(stop)
+
+
+def _largest_tilt(axes: int, degrees: float) -> float:
+    """Radians by which rotations of at most so many degrees in each plane may turn an axis from its place.
+
+    The diagonal of their product is cos a in the plane, and in space cos a cos b or
+    cos a cos c - sin a sin b sin c up to signs.
+    """
+    angle = np.deg2rad(min(degrees, 180.0))
+    if axes == 2 or angle >= np.pi / 2:
+        return float(angle) if axes == 2 else float(np.pi)
+    return float(np.arccos(np.cos(angle) ** 2 - np.sin(angle) ** 3))
+
+
+def _turned(along: NDArray[np.int64] | NDArray[np.float64], across: float, tilt: float) -> NDArray[np.float64]:
+    """How far along an axis a point gets, so far out along and across it, that is tilted by at most `tilt`."""
+    best = np.minimum(np.arctan2(across, along), tilt)
+    reached: NDArray[np.float64] = along * np.cos(best) + across * np.sin(best)
+    return reached
 
 
 def _merge(boxes: list[tuple[int, Box]]) -> list[tuple[list[int], Box]]:

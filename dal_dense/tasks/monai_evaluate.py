@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
@@ -62,7 +61,7 @@ class Scoreboard:
     """
 
     classes: tuple[str, ...]
-    metric: Literal["dice", "miou"]
+    metric: str
     background: bool
     _matrices: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
     _calibration: CalibrationSums = field(default_factory=CalibrationSums)
@@ -82,7 +81,7 @@ class Scoreboard:
             value=self._over_classes(per_class),
             per_class=dict(zip(self.classes, per_class.tolist(), strict=True)),
             per_group={g: self._over_classes(self._per_class(m)) for g, m in sorted(self._matrices.items())},
-            extra={"ece": self._calibration.error()},
+            extra={"ece": self._calibration.error(), **self._calibration.bins()},
         )
 
     def _per_class(self, matrices: Sequence[np.ndarray]) -> Float[np.ndarray, " classes"]:

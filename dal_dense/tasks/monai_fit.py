@@ -101,7 +101,7 @@ def train_network(network: Network, stint: Stint, hooks: Hooks, *, done: int, to
     before = at.seconds
     network.train()
     loss = torch.tensor(at.loss, device=stint.device)
-    with _deterministic(stint.device):
+    with deterministic(stint.device):
         while at.iteration < stint.train.iterations:
             loss = _step(network, optimiser, stint, at.iteration, loss)
             at.iteration += 1
@@ -181,11 +181,14 @@ def mixed_precision(device: torch.device) -> torch.autocast:
 
 
 @contextmanager
-def _deterministic(device: torch.device) -> Iterator[None]:
+def deterministic(device: torch.device) -> Iterator[None]:
+    """The same convolution algorithms run after run on CUDA, for training and windows alike."""
+    cudnn = torch.backends.cudnn
     if device.type != "cuda":
         yield
         return
-    with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+    # what is not named here would go to flags()'s own defaults, and `enabled` to False
+    with cudnn.flags(enabled=cudnn.enabled, allow_tf32=cudnn.allow_tf32, deterministic=True, benchmark=False):
         yield
 
 

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from dal_dense.config import IntensityConfig
 from dal_dense.errors import MissingPackageError
 from dal_dense.images import Header
+from dal_dense.tasks.monai_thin import put_back
 
 try:
     import nibabel
@@ -108,22 +109,28 @@ class Geometry:
         )
         return _plain(values), grid
 
-    def labels(
-        self, labels: Integer[np.ndarray, "channels *source"], header: Header
-    ) -> Integer[Tensor, "channels *grid"]:
-        """Whole numbers (class numbers, region numbers) carried to the model grid, nearest neighbour."""
-        moved = self._move(torch.from_numpy(labels.astype(np.float32)), header, nearest=True)
-        return _plain(moved.as_tensor()).round().int()
+    def labels(self, both: Integer[np.ndarray, "2 *source"], header: Header) -> Int[Tensor, "2 *grid"]:
+        """Class numbers and region numbers (from 1) carried to the model grid, nearest neighbour.
+
+        Regions thinner than the grid are put back where they lie; see `monai_thin`.
+        """
+        moved = self._move(torch.from_numpy(both.astype(np.float32)), header, nearest=True)
+        carried = _plain(moved.as_tensor()).round().int().contiguous()
+        put_back(carried.numpy(), both, _forward(header, moved))
+        return carried
 
     def values_back(
         self, values: Float[Tensor, "channels *grid"], grid: ModelGrid
     ) -> Float[Tensor, "channels *source"]:
         """Probabilities or maps of the model grid on the stored grid, linear."""
-        return self._back(values, grid, "bilinear")
-
-    def labels_back(self, labels: Integer[Tensor, "*grid"], grid: ModelGrid) -> Integer[Tensor, "*source"]:
-        """Class numbers of the model grid on the stored grid, nearest neighbour."""
-        return self._back(labels[None].float(), grid, "nearest")[0].round().to(labels.dtype)
+        if not grid.operations:
+            return values
+        operations = list(convert_applied_interp_mode(list(grid.operations), mode="bilinear"))
+        moved = MetaTensor(values, affine=grid.affine, applied_operations=operations)
+        steps = [self._turn, self._space] if grid.axcodes else [self._resize]
+        for step in reversed(steps[: len(operations)]):
+            moved = step.inverse(moved)
+        return _plain(moved.as_tensor())
 
     def _move(self, data: Tensor, header: Header, *, nearest: bool) -> Any:
         mode = "nearest" if nearest else "bilinear"
@@ -139,16 +146,6 @@ class Geometry:
             moved = self._space(moved, mode=mode, padding_mode="border")
         return moved
 
-    def _back(self, data: Tensor, grid: ModelGrid, mode: str) -> Tensor:
-        if not grid.operations:
-            return data
-        operations = list(convert_applied_interp_mode(list(grid.operations), mode=mode))
-        moved = MetaTensor(data, affine=grid.affine, applied_operations=operations)
-        steps = [self._turn, self._space] if grid.axcodes else [self._resize]
-        for step in reversed(steps[: len(operations)]):
-            moved = step.inverse(moved)
-        return _plain(moved.as_tensor())
-
     def _model_spacing(self, header: Header, moved: Any) -> tuple[float, ...]:
         if header.affine is None:
             return (1.0,) * len(header.shape)
@@ -161,6 +158,17 @@ def turn_back(coarse: Float[Tensor, "channels *coarse"], grid: ModelGrid) -> Flo
         return coarse
     turned = Orientation(axcodes=grid.axcodes, labels=AXES)(MetaTensor(coarse, affine=torch.eye(4)))
     return _plain(turned.as_tensor())
+
+
+def _forward(header: Header, moved: Any) -> Float[np.ndarray, "rows rows"]:
+    """Homogeneous matrix from stored index to model grid index."""
+    if header.affine is not None:
+        to_grid: Float[np.ndarray, "4 4"] = np.linalg.inv(np.asarray(moved.affine, dtype=np.float64))
+        return np.asarray(to_grid @ header.affine)
+    ratio = np.array(moved.shape[1:]) / np.array(header.shape)
+    forward = np.diag([*ratio, 1.0])
+    forward[:-1, -1] = (ratio - 1) / 2  # pixel centres lie half a pixel in
+    return forward
 
 
 def _plain(data: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, UInt16
 
+from dal_dense.config import TrainConfig
 from dal_dense.errors import DataError, Stopped
 from dal_dense.images import read_header, read_image
 from dal_dense.noise import region_keys, uniform
@@ -73,7 +74,7 @@ def gather(
     geometry: Geometry,
     *,
     held: Held,
-    patch: Sequence[int],
+    train: TrainConfig,
     classes: int,
     in_channels: int,
     seed: int,
@@ -85,7 +86,7 @@ def gather(
         DataError: if an image cannot be read, or has another number of channels than the network.
         Stopped: the person asked to stop.
     """
-    train: list[Piece] = []
+    shown: list[Piece] = []
     kept: list[Piece] = []
     for i, known in enumerate(labelled):
         if hooks.stopping():
@@ -100,11 +101,11 @@ def gather(
         rest = [n for n in range(len(known.labels)) if n not in apart]
         cut = partial(
             cut_pieces, image, both[0].to(torch.uint8), both[1],
-            patch=patch, spacing=grid.spacing, classes=classes, seed=seed,
+            train=train, spacing=grid.spacing, classes=classes, seed=seed,
         )  # fmt: skip
-        train += cut(keep=[n + 1 for n in rest])
+        shown += cut(keep=[n + 1 for n in rest])
         kept += cut(keep=[n + 1 for n in apart])
-    return Ground(tuple(train), tuple(kept))
+    return Ground(tuple(shown), tuple(kept))
 
 
 def checked_image(record: ImageRecord, in_channels: int) -> Float32[np.ndarray, "channels *grid"]:

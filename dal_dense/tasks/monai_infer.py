@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations, islice
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,13 +19,13 @@ from torch.nn import functional as nnf
 
 from dal_dense.config import UncertaintyConfig
 from dal_dense.noise import derive_seed
-from dal_dense.tasks.monai_fit import mixed_precision, seeded
+from dal_dense.tasks.monai_fit import deterministic, mixed_precision, seeded
 from dal_dense.tasks.monai_networks import Network
 from dal_dense.tasks.monai_weights import Model
 from dal_dense.uncertainty import DrawSums
 
 CELL = 8
-"""Model-grid voxels along the edge of a feature cell."""
+"""Model-grid voxels along the edge of a feature cell, at most."""
 
 WINDOWS = {"cpu": 4, "cuda": 16}
 """Windows a forward pass; others: as cpu."""
@@ -52,7 +51,8 @@ def window_logits(
 ) -> Float[Tensor, "classes *grid"]:
     """Blended logits of a whole image; the features of each window go into `cells`.
 
-    Images smaller than a window are padded at the far ends with 0, as training crops are.
+    Images smaller than a window are padded at the far ends with 0, as training crops are. On CUDA the
+    convolution algorithms are the deterministic ones, as in training.
     """
     grid = image.shape[1:]
     short = [max(0, p - n) for p, n in zip(windows.patch, grid, strict=True)]
@@ -64,10 +64,11 @@ def window_logits(
                 logits: Tensor = network(window)
             else:
                 logits, features = network.with_features(window)
-                cells.add(features, [place[2:] for place in places], windows.patch)
+        if cells is not None:
+            cells.add(features, [place[2:] for place in places])
         return logits.float()
 
-    with torch.no_grad():
+    with torch.no_grad(), deterministic(windows.device):
         blended = sliding_window_inference(
             padded[None].to(windows.device),
             windows.patch,
@@ -82,65 +83,56 @@ def window_logits(
 
 
 class FeatureCells:
-    """Features of overlapping windows averaged on a coarse grid of cells, `CELL` voxels an edge."""
+    """Features of overlapping windows averaged on a coarse grid whose cells divide the image evenly.
+
+    An axis of n voxels has ceil(n / CELL) cells, each n / ceil(n / CELL) voxels long: a cell then covers
+    the same share of the axis on the stored grid, where `offer_maps` looks regions up. Each
+    deep voxel counts by how much of it lies in a cell; what lies in the padding beyond the image counts for none.
+    """
 
     def __init__(self, grid: Sequence[int]) -> None:
+        self._grid = tuple(grid)
         self._shape = tuple(-(-n // CELL) for n in grid)
         self._sum: Tensor | None = None
         self._count: Tensor | None = None
 
-    def add(
-        self, features: Float[Tensor, "batch channels *deep"], places: Sequence[Sequence[slice]], patch: Sequence[int]
-    ) -> None:
+    def add(self, features: Float[Tensor, "batch channels *deep"], places: Sequence[Sequence[slice]]) -> None:
         """Take in the feature maps of some windows, each where its window lies."""
-        cells = tuple(max(1, p // CELL) for p in patch)
-        pool: Any = nnf.adaptive_avg_pool2d if features.ndim == 4 else nnf.adaptive_avg_pool3d
-        pooled = pool(features.float(), cells)
         if self._sum is None or self._count is None:
-            self._sum = pooled.new_zeros(pooled.shape[1], *self._shape)
-            self._count = pooled.new_zeros(self._shape)
-        for window, place in zip(pooled, places, strict=True):
-            axes = [
-                ((torch.arange(n, device=pooled.device) + 0.5) * (p / n) + part.start).long() // CELL
-                for n, p, part in zip(cells, patch, place, strict=True)
-            ]
-            # cells of a padded window may lie outside the image: they count for none
-            kept = [a < n for a, n in zip(axes, self._shape, strict=True)]
-            window = window[(slice(None), *torch.meshgrid(*[k.nonzero()[:, 0] for k in kept], indexing="ij"))]
-            where = torch.meshgrid(*[a[k] for a, k in zip(axes, kept, strict=True)], indexing="ij")
-            flat = _flat(where, self._shape)
-            self._sum.view(len(self._sum), -1).index_add_(1, flat, window.flatten(1))
-            self._count.view(-1).index_add_(0, flat, torch.ones_like(flat, dtype=self._count.dtype))
+            self._sum = features.new_zeros(features.shape[1], *self._shape, dtype=torch.float32)
+            self._count = features.new_zeros(self._shape, dtype=torch.float32)
+        for total, place in zip(features.float(), places, strict=True):
+            count = total.new_ones(total.shape[1:])
+            cells = []
+            for part, deep, n, m in zip(place, count.shape, self._grid, self._shape, strict=True):
+                first, share = _overlap(part, deep, n, m)
+                share = share.to(total.device)
+                total = torch.tensordot(total, share, dims=([1], [1]))  # the axis done goes last: a full turn in all
+                count = torch.tensordot(count, share, dims=([0], [1]))
+                cells.append(slice(first, first + len(share)))
+            self._sum[(slice(None), *cells)] += total
+            self._count[tuple(cells)] += count
 
     def mean(self) -> Float[Tensor, "channels *coarse"]:
-        """Mean feature of each cell; a cell that no window's centre fell into takes its neighbours' mean.
+        """Mean feature of each cell; the windows must cover the image.
 
         Raises:
             ValueError: if no window was added.
         """
         if self._sum is None or self._count is None:
             raise ValueError("no window was added; run one with features first")
-        pool: Any = nnf.avg_pool2d if self._count.ndim == 2 else nnf.avg_pool3d
-        total, count = self._sum, self._count
-        while bool((count == 0).any()):
-            near = _box(pool, total), _box(pool, count[None])[0]
-            empty = count == 0
-            total, count = torch.where(empty, near[0], total), torch.where(empty, near[1], count)
-        return total / count
+        return self._sum / self._count
 
 
-def _box(pool: Any, values: Float[Tensor, "channels *coarse"]) -> Float[Tensor, "channels *coarse"]:
-    """Mean over a cell and its neighbours, counting zeros outside."""
-    padded = nnf.pad(values, (1, 1) * (values.ndim - 1))
-    box: Tensor = pool(padded[None], 3, 1)[0]
-    return box
-
-
-def _flat(where: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
-    flat = torch.zeros_like(where[0])
-    for index, n in zip(where, shape, strict=True):
-        flat = flat * n + index
-    return flat.reshape(-1)
+def _overlap(part: slice, deep: int, grid: int, cells: int) -> tuple[int, Float[Tensor, "cells deep"]]:
+    """Voxels that each cell shares with each of a window's deep voxels along one axis, from the first cell touched."""
+    start, stop = int(part.start), int(part.stop)  # MONAI's are NumPy's
+    first, last = start * cells // grid, min(cells, -(-stop * cells // grid))
+    edges = torch.arange(first, last + 1, dtype=torch.float64) * (grid / cells)
+    steps = start + torch.arange(deep + 1, dtype=torch.float64) * ((stop - start) / deep)
+    high = torch.minimum(edges[1:, None], steps[None, 1:])
+    low = torch.maximum(edges[:-1, None], steps[None, :-1])
+    return first, (high - low).clamp_min(0).float()
 
 
 @dataclass(frozen=True)

@@ -194,6 +194,7 @@ def _segresnet(settings: NetworkConfig, ndim: int, in_channels: int, classes: in
         blocks_down=(1,) + (2,) * (levels - 1),
         blocks_up=(1,) * (levels - 1),
         norm=("GROUP", {"num_groups": groups}),
+        upsample_mode="deconv",  # the gradient of linear upsampling differs from run to run on CUDA
     )
     deep = list(body.up_layers)[:-1]
     return Network(body, body.down_layers[-1], deep, dropout=settings.dropout, factor=2 ** (levels - 1))

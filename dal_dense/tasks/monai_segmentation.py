@@ -1,6 +1,7 @@
 """Semantic segmentation by MONAI, volumes and frames in one adapter: the `Task` on one screen.
 
-geometry   monai_geometry    stored grid to model grid and back: one recipe for training and inference
+geometry   monai_geometry    stored grid to model grid and back: one recipe for training and inference;
+           monai_thin        regions thinner than its voxels
 ground     monai_ground      labelled regions become pieces; some are held out
 batches    monai_batches     crops on labelled voxels, batch i a function of (seed, i)
 network    monai_networks    UNet, DynUNet, SegResNet
@@ -237,7 +238,7 @@ class MonaiSegmentation:
             labelled,
             self._geometry,
             held=held_out(labelled, self._uncertainty.held_out if self._uncertainty.temperature else 0.0),
-            patch=self._task.train.patch,
+            train=self._task.train,
             classes=len(self._classes),
             in_channels=self._in_channels,
             seed=seed,

@@ -12,7 +12,6 @@ import cv2
 import nibabel as nib
 import numpy as np
 
-from dal_dense.build import channels_of
 from dal_dense.config import Config
 from dal_dense.costs import cost_model
 from dal_dense.ledger import Ledger
@@ -44,9 +43,8 @@ def main_of_script() -> Callable[[list[str]], int]:
     return main
 
 
-def build_toy(config: Config, pool: Pool) -> ToyTask:
-    """Stands in for `build.build_task`; looks at the first image as that does."""
-    channels_of(config, pool)
+def build_toy(config: Config, pool: Pool, channels: int) -> ToyTask:
+    """Stands in for `build.build_task`."""
     costs = cost_model(config.costs)
     return ToyTask(query=config.query, costs=costs, classes=pool.classes, mask_of=pool.mask, seed=config.seed)
 

@@ -31,7 +31,7 @@ SCRIPT = Path(__file__).parents[2] / "tools" / "train_al.py"
 def train_al() -> Callable[[list[str]], int]:
     """`main` of the command, with the toy task in place of the network."""
 
-    def toy(config: Config, pool: Pool) -> ToyTask:
+    def toy(config: Config, pool: Pool, channels: int) -> ToyTask:
         costs = cost_model(config.costs)
         return ToyTask(query=config.query, costs=costs, classes=pool.classes, mask_of=pool.mask, seed=config.seed)
 

@@ -217,6 +217,12 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str, str]] = {
     "NaN": (IMAGE, with_voxel(np.nan, np.float32), "1 voxels are NaN or infinite, the first at (3, 4, 5)", "fill them"),
     "Inf": (IMAGE, with_voxel(np.inf, np.float32), "1 voxels are NaN or infinite, the first at (3, 4, 5)", "fill them"),
     "sheared sform": (IMAGE, with_affine(0, 1, 0.5), "the grid is sheared: array axes 0 and 1 meet at", "resample it"),
+    "another number of channels": (
+        IMAGE,
+        spoil(lambda values, affine: (np.stack([values, values], -1), affine)),
+        "2 channels, but the first image of the pool has 1",
+        "convert the image",
+    ),
     "a folder in its place": (IMAGE, folder_instead, "not a NIfTI file", "copy it again"),
     "not there": (IMAGE, Path.unlink, "listed in dataset.json but not there", "restore or unlist it"),
     "mask of another shape": (

@@ -14,9 +14,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from dal_dense.acquire import Selection, acquire
 from dal_dense.config import StrategyName
 from dal_dense.ledger import Ledger
 from dal_dense.ledger_rows import Answer
+from dal_dense.offers import Offers
 from dal_dense.query import Query, QueryRegion
 from dal_dense.report.words import figure
 from dal_dense.results import load
@@ -145,6 +147,27 @@ def test_labelled_images_are_never_asked(train_al: TrainAl, data: Path, tmp_path
     assert {r.image_id for q in asked for r in q.regions} <= {"case_01", "case_03"}
     with Ledger.read(tmp_path / "run") as ledger:
         assert ledger.spent(upto=0) == 0 and ledger.fit(0) is not None
+
+
+@pytest.mark.parametrize("name", ["uniform", "hybrid"])
+def test_labelled_images_outside_the_sample_still_count_as_labelled(
+    train_al: TrainAl, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    seen: list[tuple[int, int, int]] = []  # labelled rows, and images that may be asked and that are known
+
+    def spy(offers: Offers, *args: object, **options: object) -> Selection:
+        mine, known = offers.image[~offers.labelled].unique(), offers.image[offers.labelled].unique()
+        seen.append((int(offers.labelled.sum()), len(mine), len(known)))
+        return acquire(offers, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("dal_dense.rounds.acquire", spy)
+    fine(train_al(settings(data, tmp_path / "run", strategy__name=name, query__scan_images="1")))
+    asked = queries(tmp_path / "run")
+    for number, (rows, open_images, known_images) in enumerate(seen):
+        before = [r for q in asked[:number] for r in q.regions]
+        assert rows == len(before) and known_images == len({r.image_id for r in before})
+        assert open_images == 1  # the sample
+    assert len(seen) == 3 and len({r.image_id for q in asked for r in q.regions}) > 1
 
 
 def test_all_masks_that_are_there_start_a_run_of_people(train_al: TrainAl, tmp_path: Path) -> None:

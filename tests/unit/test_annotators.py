@@ -1,7 +1,9 @@
 """The oracle is charged for the truth; people are waited for, believed once, and never overwritten."""
 
+import errno
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,6 +15,8 @@ from dal_dense.annotators import Oracle, Outcome, People, Proposed, nothing_prop
 from dal_dense.config import DataConfig
 from dal_dense.costs import CostModel
 from dal_dense.errors import DataError
+from dal_dense.exchange import inbox as exchange_inbox
+from dal_dense.exchange.inbox import OWNER
 from dal_dense.ledger import Ledger
 from dal_dense.pool import Pool, open_pool
 from dal_dense.query import Query, QueryRegion, Sidecar
@@ -220,8 +224,7 @@ def test_late_labels_of_an_earlier_round_are_still_taken(people: People, pool: P
 def test_one_folder_may_take_the_labels_of_all_rounds(tmp_path: Path, pool: Pool, ledger: Ledger) -> None:
     people = People(costs=COSTS, run_dir=tmp_path / "run", returns=tmp_path / "inbox")
     ledger.record_query(FIRST)
-    assert str(tmp_path / "inbox") in annotate(people, pool, ledger).message  # not there yet: no error
-    (tmp_path / "inbox").mkdir()
+    assert str(tmp_path / "inbox") in annotate(people, pool, ledger).message  # not there yet: it is made
     cv2.imwrite(str(tmp_path / "inbox" / "r00-000.png"), np.zeros((10, 10), np.uint8))
     annotate(people, pool, ledger)
     finish_round(ledger)
@@ -251,3 +254,195 @@ def test_a_batch_of_another_run_is_not_taken_for_ours(people: People, pool: Pool
     sidecar.write_text(sidecar.read_text().replace(ledger.run_id, "another"))
     with pytest.raises(DataError, match="of another run; move the folder away"):
         people.annotate(FIRST, pool=pool, ledger=ledger)
+
+
+# one folder of returns, several runs
+
+
+@pytest.fixture
+def inbox(tmp_path: Path, ledger: Ledger) -> People:
+    ledger.record_query(FIRST)
+    return People(costs=COSTS, run_dir=tmp_path / "run", returns=tmp_path / "inbox")
+
+
+def test_a_folder_of_returns_belongs_to_the_run_that_came_first(
+    inbox: People, tmp_path: Path, pool: Pool, ledger: Ledger
+) -> None:
+    annotate(inbox, pool, ledger)
+    assert (tmp_path / "inbox" / OWNER).read_text().strip() == ledger.run_id
+    with Ledger.open(tmp_path / "other", config={}, versions={}, seed=2, clock=lambda: 0.0) as second:
+        second.record_query(FIRST)
+        cv2.imwrite(str(tmp_path / "inbox" / "r00-000.png"), np.zeros((10, 10), np.uint8))
+        other = People(costs=COSTS, run_dir=tmp_path / "other", returns=tmp_path / "inbox")
+        with pytest.raises(DataError, match=f"inbox: .*{ledger.run_id}.*{second.run_id}.*its own annotator.returns"):
+            annotate(other, pool, second)
+        assert second.answered() == []
+    assert annotate(inbox, pool, ledger).answered == 1
+
+
+def test_a_signature_that_a_killed_process_left_empty_is_written_anew(
+    inbox: People, tmp_path: Path, pool: Pool, ledger: Ledger
+) -> None:
+    (tmp_path / "inbox").mkdir()
+    (tmp_path / "inbox" / OWNER).touch()
+    assert annotate(inbox, pool, ledger).problems == []
+    assert (tmp_path / "inbox" / OWNER).read_text().strip() == ledger.run_id
+
+
+def test_a_folder_of_returns_that_cannot_be_signed_is_told_and_read(
+    inbox: People, tmp_path: Path, pool: Pool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, run_id: str) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    (tmp_path / "inbox").mkdir()
+    monkeypatch.setattr(exchange_inbox, "_sign", refuse)  # root may write anywhere, so permissions would not do
+    annotate(inbox, pool, ledger)
+    cv2.imwrite(str(tmp_path / "inbox" / "r00-000.png"), np.zeros((10, 10), np.uint8))
+    outcome = annotate(inbox, pool, ledger)
+    assert outcome.answered == 1 and len(outcome.problems) == 1
+    assert "Read-only file system" in outcome.problems[0] and f"write {ledger.run_id}" in outcome.problems[0]
+
+
+def test_a_file_is_no_folder_of_returns(inbox: People, tmp_path: Path, pool: Pool, ledger: Ledger) -> None:
+    (tmp_path / "inbox").write_text("")
+    with pytest.raises(DataError, match=r"inbox: not a folder; name another one in annotator.returns"):
+        annotate(inbox, pool, ledger)
+
+
+@pytest.mark.parametrize("place", ["run", "run/queries/round_000", "data", "data/masks"])
+def test_returns_may_not_hold_proposals_or_masks(place: str, tmp_path: Path, pool: Pool, ledger: Ledger) -> None:
+    ledger.record_query(FIRST)
+    people = People(costs=COSTS, run_dir=tmp_path / "run", returns=tmp_path / place)
+    with pytest.raises(DataError, match=r"for returned labels alone"):
+        annotate(people, pool, ledger)
+    assert not (tmp_path / place / OWNER).exists()
+
+
+# what a batch must agree with, and what comes back late
+
+
+@pytest.mark.parametrize("change", [{"stop": [9, 10]}, {"image_id": "b"}, {"id": "r00-009"}])
+def test_a_batch_that_differs_from_what_was_asked_is_refused(
+    people: People, pool: Pool, ledger: Ledger, change: dict[str, object]
+) -> None:
+    annotate(people, pool, ledger)
+    sidecar = batch_of(people) / "query.json"
+    content = json.loads(sidecar.read_text())
+    content["regions"][0]["region"] |= change
+    sidecar.write_text(json.dumps(content))
+    give_back(people, "r00-000", np.zeros((9, 10), np.uint8))
+    with pytest.raises(DataError, match=r"round_000: holds another query.*differ in r00-000.*restore its query.json"):
+        annotate(people, pool, ledger)
+    assert ledger.answered() == []
+
+
+@pytest.mark.parametrize("change", [{"classes": {"0": "car", "1": "void"}}, {"ignore_index": 1}])
+def test_a_batch_with_other_classes_is_refused(
+    people: People, pool: Pool, ledger: Ledger, change: dict[str, object]
+) -> None:
+    annotate(people, pool, ledger)
+    sidecar = batch_of(people) / "query.json"
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | change))
+    with pytest.raises(DataError, match=r"round_000: its query.json has the classes"):
+        annotate(people, pool, ledger)
+
+
+def test_a_label_of_a_finished_round_that_changed_is_a_conflict(people: People, pool: Pool, ledger: Ledger) -> None:
+    annotate(people, pool, ledger)
+    for asked in FIRST.regions:
+        give_back(people, asked.id, np.zeros(asked.shape, np.uint8))
+    assert annotate(people, pool, ledger).open == 0
+    finish_round(ledger)
+    ledger.record_query(SECOND)
+    before = ledger.spent()
+    for _ in range(2):
+        assert annotate(people, pool, ledger, SECOND).problems == []
+    assert (ledger.spent(), ledger.conflicts()) == (before, [])
+    give_back(people, "r00-001", np.ones((5, 5), np.uint8))
+    for _ in range(2):
+        outcome = annotate(people, pool, ledger, SECOND)
+        assert len(outcome.problems) == 1 and "r00-001.png" in outcome.problems[0]
+        assert "answered already" in outcome.problems[0]
+    assert [(c.region_id, c.note) for c in ledger.conflicts()] == [("r00-001", "r00-001.png")]
+    assert {int(a.label.max()) for a in ledger.answered()} == {0} and ledger.spent() == before
+
+
+# images that are lost between asking and answering
+
+
+def test_the_oracle_rejects_regions_of_an_image_that_is_set_aside(ledger: Ledger, pool: Pool) -> None:
+    ledger.record_query(FIRST)
+    for _ in range(2):
+        outcome = Oracle(COSTS).annotate(FIRST, pool=pool.quarantine("a", "a.png: truncated"), ledger=ledger)
+        assert (outcome.answered, outcome.open) == (3, 0)
+    assert {j.region.id: j.reason for j in ledger.rejected()} == {
+        "r00-000": "a.png: truncated", "r00-002": "a.png: truncated",
+    }  # fmt: skip
+    assert [a.region.id for a in ledger.answered()] == ["r00-001"] and ledger.spent() == 10 + 27
+
+
+def test_what_was_rejected_is_told_by_image(ledger: Ledger, pool: Pool) -> None:
+    ledger.record_query(FIRST)
+    outcome = Oracle(COSTS).annotate(FIRST, pool=pool.quarantine("a", "a.png: truncated"), ledger=ledger)
+    assert len(outcome.problems) == 1
+    assert all(word in outcome.problems[0] for word in ("a.png: truncated", "r00-000, r00-002"))
+
+
+def test_nobody_waits_for_an_image_that_left_the_pool(
+    people: People, tmp_path: Path, pool: Pool, ledger: Ledger
+) -> None:
+    annotate(people, pool, ledger)
+    gone = replace(pool, members=tuple(r for r in pool.members if r.id != "b"))
+    outcome = annotate(people, gone, ledger)
+    assert (outcome.answered, outcome.open) == (1, 2) and "r00-001" in outcome.problems[0]
+    assert "not in the pool" in ledger.rejected()[0].reason
+
+
+def test_a_label_that_is_back_is_taken_before_its_image_is_given_up(people: People, pool: Pool, ledger: Ledger) -> None:
+    annotate(people, pool, ledger)
+    give_back(people, "r00-000", np.zeros((10, 10), np.uint8))
+    annotate(people, pool.quarantine("a", "a.png: NaN"), ledger)
+    assert [a.region.id for a in ledger.answered()] == ["r00-000"]
+    assert [j.region.id for j in ledger.rejected()] == ["r00-002"]
+
+
+def test_a_label_for_a_rejected_region_waits_until_its_image_is_back(
+    people: People, tmp_path: Path, pool: Pool, ledger: Ledger
+) -> None:
+    annotate(people, pool, ledger)
+    image = tmp_path / "data" / "images" / "b.png"
+    image.rename(tmp_path / "b.png")
+    annotate(people, pool.quarantine("b", "b.png: no such file"), ledger)
+    give_back(people, "r00-001", np.zeros((5, 5), np.uint8))
+    for _ in range(2):
+        told = annotate(people, pool.quarantine("b", "b.png: no such file"), ledger).problems
+        assert len(told) == 1
+        assert str(batch_of(people) / "returned" / "r00-001.png") in told[0]
+        assert "r00-001 was rejected (b.png: no such file)" in told[0] and "once the image is back" in told[0]
+    assert ledger.answered() == []
+    (tmp_path / "b.png").rename(image)
+    assert annotate(people, pool, ledger).problems == []
+    assert [(a.region.id, a.seconds, a.image_seconds) for a in ledger.answered()] == [("r00-001", 2 + 25, 10)]
+
+
+def test_what_is_lost_before_the_export_is_not_sent(people: People, pool: Pool, ledger: Ledger) -> None:
+    broken = pool.quarantine("a", "a.png: truncated")
+    outcome = annotate(people, broken, ledger)
+    assert (outcome.answered, outcome.open) == (2, 1)
+    sidecar = Sidecar.model_validate_json((batch_of(people) / "query.json").read_bytes())
+    assert [e.region.id for e in sidecar.regions] == ["r00-001"]
+    give_back(people, "r00-001", np.zeros((5, 5), np.uint8))
+    assert annotate(people, broken, ledger).open == 0
+
+
+def test_a_label_on_an_image_that_changed_since_is_not_taken(
+    people: People, tmp_path: Path, pool: Pool, ledger: Ledger
+) -> None:
+    annotate(people, pool, ledger)
+    give_back(people, "r00-001", np.zeros((5, 5), np.uint8))
+    give_back(people, "r00-000", np.zeros((10, 10), np.uint8))
+    cv2.imwrite(str(tmp_path / "data" / "images" / "b.png"), np.full((20, 30, 3), 40, np.uint8))
+    outcome = annotate(people, pool, ledger)
+    assert len(outcome.problems) == 1 and "b.png: changed since round 0 was sent out" in outcome.problems[0]
+    assert [a.region.id for a in ledger.answered()] == ["r00-000"] and outcome.open == 2

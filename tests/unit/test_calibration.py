@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from dal_dense.calibration import CalibrationSums, fit_temperature, negative_log_likelihood
+from dal_dense.calibration import CalibrationSums, fit_temperature, negative_log_likelihood, reliability_bins
 
 
 def overconfident(factor: float, n: int = 20000) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,3 +44,13 @@ def test_streaming_equals_all_at_once():
     for i in range(0, 1000, 300):
         parts.add(probs[:, i : i + 300], truth[i : i + 300])
     assert whole.error() == pytest.approx(parts.error())
+
+
+def test_bins_go_to_the_ledger_and_come_back():
+    sums = CalibrationSums()
+    sums.add(torch.tensor([[0.9, 0.9, 0.2], [0.1, 0.1, 0.8]]), torch.tensor([0, 1, 1]))
+    assert reliability_bins({"ece": 0.1, **sums.bins()}) == [
+        (pytest.approx(0.8), pytest.approx(1.0)),
+        (pytest.approx(0.9), pytest.approx(0.5)),
+    ]
+    assert reliability_bins(CalibrationSums().bins()) == []

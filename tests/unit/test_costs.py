@@ -152,7 +152,7 @@ def test_nothing_but_background_or_unlabelled_ground_is_no_object() -> None:
 def test_area_is_summed_over_slices() -> None:
     boxes = Regions.of([((0, 0, 0), (10, 4, 20)), ((1, 1, 1), (2, 2, 2))], 3)
     torch.testing.assert_close(area_of(boxes, (0.5, 3.0, 2.0), 1), torch.tensor([800.0, 1.0]))
-    torch.testing.assert_close(area_of(Regions.whole((6, 7)), (1.0, 1.0), None), torch.tensor([42.0]))
+    torch.testing.assert_close(area_of(Regions.of([((0, 0), (6, 7))], 2), (1.0, 1.0), None), torch.tensor([42.0]))
 
 
 # --- cost models

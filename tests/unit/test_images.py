@@ -1,6 +1,8 @@
 """Volumes, frames and masks: what is read, and that what cannot be trusted is refused with a remedy."""
 
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import nibabel as nib
@@ -386,6 +388,32 @@ def test_index_masks_of_frames_keep_palette_indices(tmp_path: Path) -> None:
     deep = frame(tmp_path / "deep.png", values.astype(np.uint16))
     for path in (plain, tmp_path / "palette.png", deep):
         assert np.array_equal(read_mask(path, like=like, mapping=CLASSES), values), path.name
+
+
+def small_png(path: Path, values: np.ndarray, depth: int, kind: int) -> Path:
+    """A PNG of less than a byte a pixel, grey (kind 0) or palette (3), byte by byte as the standard has it."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    bits = (values[..., None] >> np.arange(depth)[::-1]) & 1
+    rows = np.packbits(bits.reshape(len(values), -1).astype(np.uint8), axis=1)
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], depth, kind, 0, 0, 0)
+    colours = chunk(b"PLTE", bytes(range(10, 10 + 3 * 2**depth))) if kind == 3 else b""
+    pixels = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + colours + pixels + chunk(b"IEND", b""))
+    return path
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("kind", [0, 3])
+def test_index_masks_of_few_bits_keep_their_values(tmp_path: Path, depth: int, kind: int) -> None:
+    values = np.arange(63).reshape(7, 9) % 2**depth
+    path = small_png(tmp_path / "a.png", values, depth, kind)
+    mapping = {v: v for v in range(2**depth)}
+    assert np.array_equal(read_mask(path, like=Header((7, 9), (1.0, 1.0), None), mapping=mapping), values)
+    if kind == 0:  # as a frame, white stays white
+        assert read_image(record(path, ndim=2)).max() == 255
 
 
 def test_colour_and_jpeg_masks_are_refused(tmp_path: Path) -> None:

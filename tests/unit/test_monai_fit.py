@@ -17,7 +17,7 @@ from dal_dense.noise import region_keys
 from dal_dense.records import Header
 from dal_dense.regions import Regions
 from dal_dense.tasks.base import Hooks
-from dal_dense.tasks.monai_fit import PERTURB, late_snapshots, learning_rate, start_from
+from dal_dense.tasks.monai_fit import PERTURB, deterministic, late_snapshots, learning_rate, start_from
 from dal_dense.tasks.monai_ground import gather, held_out, paste
 from dal_dense.tasks.monai_networks import build_network
 from dal_dense.tasks.monai_segmentation import MonaiSegmentation
@@ -63,6 +63,15 @@ def test_the_learning_rate_rises_then_falls():
     assert learning_rate(TrainConfig(iterations=1, lr=1.0), 0) == 1.0
 
 
+def test_the_deterministic_setting_leaves_everything_else_as_it_is():
+    """cudnn.flags() resets what it is not told: unnamed, `enabled` would become False on CUDA."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.enabled, cudnn.allow_tf32, cudnn.deterministic
+    with deterministic(torch.device("cuda")):
+        assert (cudnn.enabled, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark) == (*before[:2], True, False)
+    assert (cudnn.enabled, cudnn.allow_tf32, cudnn.deterministic) == before
+
+
 @pytest.mark.parametrize("iterations,count,expected", [(90, 3, [90, 80, 70]), (3, 5, [3, 2]), (1, 4, [1])])
 def test_snapshots_lie_in_the_last_third_the_end_first(iterations, count, expected):
     assert late_snapshots(iterations, count) == expected
@@ -97,7 +106,7 @@ def test_held_out_ground_is_not_trained_on(image):
     task = task_of()
     held = held_out(labelled, 0.3)
     ground = gather(
-        labelled, task._geometry, held=held, patch=(16, 16), classes=3, in_channels=3, seed=0, hooks=Hooks()
+        labelled, task._geometry, held=held, train=task._task.train, classes=3, in_channels=3, seed=0, hooks=Hooks()
     )
     pixels = [sum(int(p.counts.sum()) for p in part) for part in (ground.train, ground.held)]
     assert pixels == [(16 - len(held)) * 130, len(held) * 130]
@@ -114,7 +123,7 @@ def test_training_sees_the_very_voxels_that_inference_sees(tmp_path):
         [known_image],
         task._geometry,
         held=frozenset(),
-        patch=(8, 8, 8),
+        train=task._task.train,
         classes=3,
         in_channels=1,
         seed=0,

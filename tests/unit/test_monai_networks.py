@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 from dal_dense.config import NetworkConfig
 from dal_dense.errors import ConfigError
@@ -37,6 +38,14 @@ def test_dropout_is_there_and_nothing_else_is_random(name):
         one, two = net(x), net(x)
     assert not torch.equal(one, two)
     assert torch.equal(net(x), plain)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_no_layer_has_a_gradient_that_differs_from_run_to_run_on_cuda(name, ndim):
+    """Linear upsampling adds up its gradient atomically; transposed convolutions have a deterministic way."""
+    net = build_network(NetworkConfig(name=name, channels=(4, 8, 16)), ndim=ndim, in_channels=1, classes=3, seed=0)
+    assert not [m for m in net.modules() if isinstance(m, nn.Upsample)]
 
 
 def test_building_leaves_the_global_generator_alone():

@@ -92,7 +92,7 @@ GROUND = st.lists(st.sampled_from(["free", "free", "labelled", "blocked"]), min_
 
 
 @settings(deadline=None, max_examples=40)
-@given(GROUND, st.sampled_from(KINDS), st.booleans(), st.integers(1, 3))
+@given(GROUND, st.sampled_from(KINDS[:3]), st.booleans(), st.integers(1, 3))
 def test_no_offer_lies_on_taken_ground(ground: list[str], kind: str, topk: bool, stride: int) -> None:
     labelled, blocked, taken = (
         TILES[torch.tensor([g in words for g in ground])]
@@ -118,7 +118,7 @@ def test_no_offer_lies_on_taken_ground(ground: list[str], kind: str, topk: bool,
 
 
 def test_an_image_wholly_labelled_has_labelled_rows_only() -> None:
-    got = offers(prediction(), labelled=Regions.whole(SHAPE))
+    got = offers(prediction(), labelled=Regions.of([((0, 0, 0), SHAPE)], 3))
     assert got.labelled.tolist() == [True]
     assert got.seconds.item() == got.image_seconds.item() == got.score.item() == 0
     torch.testing.assert_close(got.shares.sum(1), torch.ones(1))
@@ -134,7 +134,7 @@ def test_candidates_hold_the_best_box_the_best_of_each_class_and_random_ones() -
         of_class = pred.mean[c] * pred.maps["predictive_entropy"]
         best = candidates.peak_boxes(of_class, (4, 5, 3), 1, 2, NONE)
         assert set(region_keys("case", best).tolist()) <= set(got.key.tolist())
-    assert got.extra[RANDOM].sum() == SPEC.per_image // 2
+    assert got.extra[RANDOM].sum() == SPEC.per_image
     assert got.score.max() == got.score[0]
 
 

@@ -159,6 +159,7 @@ def test_jobs_run_once_and_failures_are_told(tmp_path: Path) -> None:
     program = tmp_path / "train.py"
     program.write_text("import sys, pathlib\nprint(sys.argv)\nsys.exit('--fail' in sys.argv)\n")
     config = tmp_path / "x.yaml"
+    config.write_text("seed: 0")
     names, extra = ["hybrid", "random", "hybrid"], ["--task.train.lr", "1"]
     jobs = benchmark_runs.planned(config, names, [0, 1], tmp_path / "runs", extra)
     assert [(j.strategy, j.seed) for j in jobs] == [("hybrid", 0), ("random", 0), ("hybrid", 1), ("random", 1)]
@@ -167,6 +168,9 @@ def test_jobs_run_once_and_failures_are_told(tmp_path: Path) -> None:
     for _ in range(2):
         benchmark_runs.run_all(jobs, at_once=2, say=said.append, train=program)
     assert sum(s.endswith("done") for s in said) == 4 and sum(s.endswith("finished before") for s in said) == 4
+    config.write_text("seed: 1")  # other settings in the file
+    benchmark_runs.run_all(jobs[:1], at_once=1, say=said.append, train=program)
+    assert said[-1].endswith("done")
     wrong = benchmark_runs.planned(config, ["hybrid"], [0], tmp_path / "runs", ["--fail"])  # other settings: run again
     with pytest.raises(DataError, match="hybrid, seed 0: ended with status 1"):
         benchmark_runs.run_all(wrong, at_once=1, say=said.append, train=program)

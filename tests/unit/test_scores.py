@@ -94,7 +94,7 @@ def test_values_of_large_boxes_are_exact_to_float32() -> None:
     values = grid(0, (60, 70, 50))
     got = box_means(values, (48, 48, 48))[5, 7, 1]
     assert got.item() == pytest.approx(values[5:53, 7:55, 1:49].double().mean().item(), rel=3e-7)
-    whole = means_in(values[None], Regions.whole(values.shape))
+    whole = means_in(values[None], Regions.of([((0, 0, 0), tuple(values.shape))], 3))
     assert whole.item() == pytest.approx(values.double().mean().item(), rel=3e-7)
 
 

@@ -73,7 +73,9 @@ def test_three_classes_by_hand() -> None:
 def test_class_entropy_adds_up_to_the_entropy(seed: int) -> None:
     mean = stack(seed, 1, 5, (4, 6)).float()[0]
     entropy = uncertainty.entropy(mean)
-    torch.testing.assert_close(uncertainty.class_entropy(mean, entropy).sum(0), entropy)
+    shares = torch.stack([uncertainty.class_entropy(p, entropy) for p in mean])
+    torch.testing.assert_close(shares.sum(0), entropy)
+    torch.testing.assert_close(shares / shares.sum(0), mean)
 
 
 @settings(deadline=None)

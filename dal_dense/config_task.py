@@ -1,0 +1,175 @@
+"""Settings of the task adapter: network, geometry, training, detection, uncertainty."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Settings(BaseModel):
+    """Strict and frozen: unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class IntensityConfig(Settings):
+    """How raw intensities become network input."""
+
+    kind: Literal["window", "zscore", "rgb"] = Field(
+        default="zscore",
+        description="window: clip to low..high, scale to 0..1 (CT); zscore: per image; "
+        "rgb: frames, 0..255 to about -1..1",
+    )
+    low: float = Field(default=-250.0, description="window: HU that becomes 0")
+    high: float = Field(default=600.0, description="window: HU that becomes 1")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> IntensityConfig:
+        if self.high <= self.low:
+            raise ValueError(f"high ({self.high:g}) must exceed low ({self.low:g})")
+        return self
+
+
+class NetworkConfig(Settings):
+    """The network and its size."""
+
+    name: Literal["unet", "dynunet", "segresnet", "faster_rcnn", "retinanet", "fcos"] = Field(
+        default="unet", description="monai_segmentation: the first three; detection: the last three (Detectron2: two)"
+    )
+    channels: tuple[int, ...] = Field(default=(16, 32, 64), description="features a level, finest first", min_length=2)
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout rate; MC-dropout needs it above 0")
+
+
+class TrainConfig(Settings):
+    """One fit."""
+
+    iterations: int = Field(default=400, ge=1, description="optimiser steps a fit")
+    batch: int = Field(default=4, ge=1, description="crops a step")
+    patch: tuple[int, ...] = Field(
+        default=(32, 32, 32), description="training crop and sliding window, voxels of the model grid"
+    )
+    lr: float = Field(default=3e-3, gt=0, description="peak learning rate (AdamW, one cycle of warm-up and cosine)")
+    weight_decay: float = Field(default=1e-4, ge=0, description="AdamW weight decay")
+    start: Literal["scratch", "warm", "shrink_perturb"] = Field(
+        default="scratch",
+        description="weights of a new round: fresh, the last round's, or shrunk and perturbed (Ash & Adams 2020)",
+    )
+    shrink: float = Field(default=0.5, gt=0, le=1, description="shrink_perturb: factor on the last round's weights")
+    flip_axes: tuple[Literal["left_right", "front_back", "up_down"], ...] = Field(
+        default=(),
+        description="axes that may be flipped in augmentation and flip draws; frames: left_right, up_down. "
+        "Leave out any axis that tells classes apart (left from right parotid)",
+    )
+    rotate_degrees: float = Field(default=10.0, ge=0, description="largest random rotation")
+    scale: float = Field(default=0.1, ge=0, lt=1, description="largest random zoom, as a share")
+    intensity: float = Field(
+        default=0.1, ge=0, description="random brightness and contrast, in units of the scaled image"
+    )
+    foreground: float = Field(
+        default=0.67,
+        ge=0,
+        le=1,
+        description="share of crops centred on a class drawn with equal chance, the rest anywhere labelled",
+    )
+    clip: float = Field(default=10.0, gt=0, description="detection: largest norm of the gradient")
+    checkpoint_seconds: float = Field(default=120.0, gt=0, description="how often a half-done fit is saved")
+
+
+class DetectionConfig(Settings):
+    """Detection only: the detector and what counts as a box."""
+
+    backbone: Literal["tiny", "resnet18", "resnet34", "resnet50", "resnet101"] = Field(
+        default="resnet18", description="convolutional trunk under the feature pyramid; tiny: for CPUs"
+    )
+    norm: Literal["group", "batch", "frozen"] = Field(
+        default="group",
+        description="normalisation: group trains from scratch with any batch; frozen needs weights",
+    )
+    weights: str | None = Field(
+        default=None,
+        description="file to begin the first fit from: .safetensors or .pth, a state_dict, never unpickled",
+    )
+    config_file: str | None = Field(
+        default=None, description="detectron2: your own yaml (CfgNode) or .py (LazyConfig); null: from these settings"
+    )
+    long_side: int | None = Field(
+        default=None, ge=32, description="frames are scaled so that their longer side is this; null: as stored"
+    )
+    anchor_sizes: tuple[float, ...] = Field(
+        default=(16, 32, 64, 128), description="side of square anchors, pixels of the scaled frame, finest level first"
+    )
+    min_score: float = Field(default=0.05, ge=0, lt=1, description="boxes of a lower score are dropped")
+    nms_iou: float = Field(
+        default=0.5, gt=0, le=1, description="of two boxes of a class that overlap more, one is kept"
+    )
+    max_boxes: int = Field(default=100, ge=1, description="boxes kept a frame")
+    min_visible: float = Field(
+        default=0.25, ge=0, le=1, description="objects cut by a region's border to less than this share are ignored"
+    )
+
+
+class TaskConfig(Settings):
+    """The task adapter: network, geometry, training."""
+
+    name: Literal["monai_segmentation", "torchvision_detection", "detectron2_detection"] = Field(
+        default="monai_segmentation", description="adapter"
+    )
+    detection: DetectionConfig = Field(default_factory=DetectionConfig, description="detection only")
+    network: NetworkConfig = Field(default_factory=NetworkConfig, description="network")
+    spacing: tuple[float, float, float] | None = Field(
+        default=None,
+        description="volumes: voxel size in mm (right-left, back-front, feet-head) of the model grid; null: as stored",
+    )
+    frame_size: tuple[int, int] | None = Field(
+        default=None, description="frames: rows, columns of the model grid; null: as stored"
+    )
+    intensity: IntensityConfig = Field(default_factory=IntensityConfig, description="intensity scaling")
+    train: TrainConfig = Field(default_factory=TrainConfig, description="training")
+    window_overlap: float = Field(default=0.25, ge=0, lt=1, description="overlap of sliding windows, Gaussian blending")
+    background: bool = Field(
+        default=True, description="class 0 is background: left out of the mean Dice and of class quotas (frames: false)"
+    )
+    metric: Literal["dice", "miou", "ap50", "ap"] = Field(
+        default="dice", description="headline figure of a round; detection: ap50 or ap (COCO)"
+    )
+
+
+class UncertaintyConfig(Settings):
+    """Where probability draws come from and how they become one score a region."""
+
+    draws: Literal["single", "mc_dropout", "flips", "ensemble", "checkpoints"] = Field(
+        default="single",
+        description="one softmax pass; dropout passes; flipped passes; M networks; late checkpoints of one fit",
+    )
+    count: int = Field(
+        default=4, ge=1, le=256, description="draws: passes, members or checkpoints (flips: at most this many)"
+    )
+    score: Literal[
+        "predictive_entropy",
+        "expected_entropy",
+        "mutual_information",
+        "margin",
+        "least_confidence",
+        "spread",
+        "inconsistency",
+        "difficulty_entropy",
+    ] = Field(
+        default="predictive_entropy",
+        description="score a voxel, or a predicted box; detection only: spread (of corners over draws), "
+        "inconsistency (under flips; CALD), difficulty_entropy (PPAL)",
+    )
+    combine: Literal["sum", "mean", "max", "dense"] = Field(
+        default="sum",
+        description="detection: boxes' scores to a crop or frame; dense: the dense head's entropy instead of boxes",
+    )
+    pooling: Literal["mean", "topk"] = Field(
+        default="mean", description="score a region: mean over the box, or mean of its top share"
+    )
+    topk: float = Field(default=0.1, gt=0, le=1, description="topk: share of the box")
+    temperature: bool = Field(
+        default=True, description="scale logits by a temperature fitted on held-out labelled regions"
+    )
+    held_out: float = Field(
+        default=0.15, ge=0, lt=0.5, description="share of labelled regions kept from training to fit it"
+    )

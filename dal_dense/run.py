@@ -1,0 +1,93 @@
+"""A run's parts, and the care of its pool: bad images are set aside, new ones join, first masks are known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dal_dense.annotators import Annotator
+from dal_dense.config import Config
+from dal_dense.console import Screen
+from dal_dense.costs import CostModel
+from dal_dense.errors import DataError
+from dal_dense.images import read_image
+from dal_dense.labels import know_initial
+from dal_dense.ledger import Ledger
+from dal_dense.pool import Pool
+from dal_dense.report.words import count
+from dal_dense.tasks.base import Task
+
+
+@dataclass
+class Run:
+    """A run's parts, wired by `build.open_run`. Only the pool changes: it grows and quarantines."""
+
+    config: Config
+    pool: Pool
+    channels: int
+    task: Task
+    annotator: Annotator
+    costs: CostModel
+    ledger: Ledger
+    screen: Screen
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of the run lies."""
+        return self.config.run_dir
+
+    @property
+    def quota_classes(self) -> tuple[int, ...]:
+        """Classes that quotas are for: all but the background, where there is one."""
+        return tuple(range(1 if self.config.task.background else 0, len(self.pool.classes)))
+
+
+def unreadable(run: Run, names: set[str]) -> set[str]:
+    """Those of these images that cannot be read; each is quarantined and listed."""
+    bad = set()
+    initial = {i.image_id for i in run.ledger.initial()}
+    for name in sorted(names):
+        try:
+            read_image(run.pool[name], channels=run.channels)
+            if run.config.annotator.name == "oracle" or name in initial:
+                run.pool.truth(run.pool[name])
+        except DataError as problem:
+            quarantine(run, name, problem)
+            bad.add(name)
+    return bad
+
+
+def quarantine(run: Run, image_id: str, problem: DataError) -> None:
+    """Set one bad image aside, in the ledger and on screen.
+
+    Raises:
+        DataError: the same problem, if the settings ask for strictness.
+    """
+    if run.config.data.strict:
+        raise problem
+    run.screen.warn(f"{image_id} is quarantined: {problem}")
+    run.ledger.record_event("quarantine", {"image": image_id, "reason": str(problem)})
+    run.pool = run.pool.quarantine(image_id, str(problem))
+
+
+def grow(run: Run) -> None:
+    """Let files that appeared since join the pool."""
+    fresh = run.pool.refresh()
+    known = {i for e in run.ledger.events("pool") for i in e["train"]}  # not run.pool: it is opened with newcomers
+    known |= {i for e in run.ledger.events("grown") for i in e["images"]}
+    new = [r.id for r in fresh.train if r.id not in known]
+    if new:
+        run.screen.say(f"{len(new)} new images joined the pool")
+        run.ledger.record_event("grown", {"images": new})
+        run.pool = fresh
+
+
+def know_initial_masks(run: Run) -> None:
+    """Record, once, the masks that are known before the first query."""
+    wanted = run.config.annotator.initial_masks
+    if wanted == "none":
+        return
+    named = [r for r in run.pool.train if r.mask is not None] if wanted == "all" else [run.pool[i] for i in wanted]
+    new = know_initial(run.ledger, run.pool, named, lambda record, problem: quarantine(run, record.id, problem))
+    if new:
+        run.screen.say(f"masks from the start: {count(new, 'image')}")
