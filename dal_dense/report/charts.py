@@ -57,16 +57,6 @@ def class_charts(results: Results, classes: Sequence[str], colours: Mapping[str,
             "svg": Markup(figures.class_curve(measured, name, limits, hours)),
             "alt": f"{name} by measurement: " + ", ".join(figure(v) for v in values),
         })  # fmt: skip
-    last = next((r for r in reversed(results.rounds) if reliability_bins(r.extra)), None)
-    if last is not None:
-        bins = reliability_bins(last.extra)
-        told = "; ".join(f"{confidence:.2f} sure, {accuracy:.2f} right" for confidence, accuracy in bins)
-        charts.append({
-            "title": f"Sure and right, {round_name(last.round)}",
-            "svg": Markup(figures.reliability(bins)),
-            "alt": f"Accuracy by confidence: {told}",
-            "note": "On the test images. Below the dashed line the model was too sure of itself.",
-        })  # fmt: skip
     return charts
 
 
@@ -127,5 +117,15 @@ def calibration_charts(results: Results) -> list[dict[str, Any]]:
             "svg": Markup(figures.temperature(rows)),
             "alt": f"Fitted temperature: {told}",
             "note": "Above 1 the network was too sure of itself, below 1 not sure enough.",
+        })  # fmt: skip
+    last = next((r for r in reversed(results.rounds) if reliability_bins(r.extra)), None)
+    if last is not None:
+        bins = reliability_bins(last.extra)
+        told = "; ".join(f"{confidence:.2f} sure, {accuracy:.2f} right" for confidence, accuracy in bins)
+        charts.append({
+            "title": f"Sure and right, {round_name(last.round)}",
+            "svg": Markup(figures.reliability(bins)),
+            "alt": f"Accuracy by confidence: {told}",
+            "note": "On the test images. Below the dashed line the model was too sure of itself.",
         })  # fmt: skip
     return charts

@@ -22,6 +22,9 @@ CONFIG = {
 }
 
 
+BINS = {"bin_08_confidence": 0.58, "bin_08_accuracy": 0.5, "bin_14_confidence": 0.97, "bin_14_accuracy": 0.9}
+
+
 def fake_run(
     run_dir: Path,
     *,
@@ -85,7 +88,7 @@ def fake_measurement(number: int, rng: np.random.Generator, gain: float) -> Meas
     per_class = {k: min(v + gain * number + float(rng.normal(0, 0.008)), 0.97) for k, v in base.items()}
     value = float(np.mean(list(per_class.values())))
     groups = {f"patient_{n}": float(np.clip(value + rng.normal(0, 0.06), 0, 1)) for n in range(12)}
-    return Measurement("dice", value, per_class | {"gallbladder": float("nan")}, groups, {"ece": 0.04})
+    return Measurement("dice", value, per_class | {"gallbladder": float("nan")}, groups, {"ece": 0.04, **BINS})
 
 
 def legend(run_dir: Path, number: int, classes: dict[str, str]) -> None:

@@ -78,6 +78,7 @@ def test_page_is_one_file_with_the_runs_numbers(tmp_path: Path) -> None:
     last = results.rounds[-1]
     for expected in ("my_run", f"{last.metric:.3f}", f"{results.seconds_charged / 3600:.2f}", "ct_19", "truncated"):
         assert expected in page.text
+    assert 'aria-label="Accuracy by confidence: 0.58 sure, 0.50 right; 0.97 sure, 0.90 right"' in text
     [picture] = page.pictures
     assert (picture["width"], picture["height"]) == ("60", "20") and "r02-001" in str(picture["alt"])
     assert page.text.count("no picture") == 4
