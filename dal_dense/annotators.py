@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8
 
+from dal_dense.box_answers import BoxRules, box_work, true_answer
+from dal_dense.boxes import Boxes
 from dal_dense.costs import CostModel, area_of, contour_length, object_count
 from dal_dense.errors import DataError, LabelError
 from dal_dense.exchange.asked import RETURNED, Returned, load_sidecar
@@ -90,10 +91,12 @@ class Oracle:
     Attributes:
         costs: the uncorrected cost model.
         background: class that nobody draws; None if every class is drawn.
+        boxes: how boxes are judged, where boxes are asked and not masks.
     """
 
     costs: CostModel
     background: int | None = 0
+    boxes: BoxRules | None = None
 
     def annotate(
         self, query: Query, *, pool: Pool, ledger: Ledger, propose: Callable[[], Proposed] = nothing_proposed
@@ -112,7 +115,11 @@ class Oracle:
             truth, header = _truth(pool, image_id), read_header(pool[image_id])
             for region in regions:
                 if region.id in waiting:
-                    label = truth[slices(region.box)].copy()
+                    label = (
+                        truth[slices(region.box)].copy()
+                        if self.boxes is None
+                        else true_answer(Boxes.from_table(truth), region, self.boxes)
+                    )
                     opening = self.costs.image_seconds if region is regions[0] else 0.0
                     charge = _charge(region, label, header, self.costs, self.background)
                     charge = replace(charge, image_seconds=opening)
@@ -121,12 +128,12 @@ class Oracle:
         return Outcome(answered, left, problems, f"the oracle answered {done} regions of round {query.round}")
 
 
-def _truth(pool: Pool, image_id: str) -> UInt8[np.ndarray, "..."]:
-    truth: UInt8[np.ndarray, "..."] | None = pool.mask(pool[image_id])
+def _truth(pool: Pool, image_id: str) -> np.ndarray:
+    truth: np.ndarray | None = pool.truth(pool[image_id])
     if truth is None:
         raise DataError(
-            f"{pool[image_id].paths[0]}: the oracle was asked about {image_id}, which has no mask; "
-            "give it one, take it out of the pool, or set annotator.name to people"
+            f"{pool[image_id].paths[0]}: the oracle was asked about {image_id}, which has no labels; "
+            "give it some, take it out of the pool, or set annotator.name to people"
         )
     return truth
 
@@ -140,12 +147,14 @@ class People:
         run_dir: batches lie in its `queries/`.
         returns: one folder for the labels of all rounds; None: each batch's own `returned/`.
         background: class that nobody draws; None if every class is drawn.
+        boxes: how boxes are judged, where boxes are asked and not masks.
     """
 
     costs: CostModel
     run_dir: Path
     returns: Path | None = None
     background: int | None = 0
+    boxes: BoxRules | None = None
 
     def annotate(
         self, query: Query, *, pool: Pool, ledger: Ledger, propose: Callable[[], Proposed] = nothing_proposed
@@ -282,9 +291,7 @@ class _Charge:
     area: float | None = None
     note: str = ""
 
-    def record(
-        self, ledger: Ledger, region: QueryRegion, label: UInt8[np.ndarray, "..."], source: Source, n_classes: int
-    ) -> bool:
+    def record(self, ledger: Ledger, region: QueryRegion, label: np.ndarray, source: Source, n_classes: int) -> bool:
         return ledger.record_answer(
             region.id, label, seconds=self.seconds, image_seconds=self.image_seconds, source=source,
             boundary=self.boundary, objects=self.objects, area=self.area, note=self.note, n_classes=n_classes,
@@ -292,9 +299,12 @@ class _Charge:
 
 
 def _charge(
-    region: QueryRegion, label: UInt8[np.ndarray, "..."], header: Header, costs: CostModel, background: int | None
+    region: QueryRegion, label: np.ndarray, header: Header, costs: CostModel, background: int | None
 ) -> _Charge:
     """The cost model on a finished label; an empty region costs its search."""
+    if label.dtype == np.float64:  # a table of boxes
+        work = box_work(region, label, costs)
+        return _Charge(work.seconds, objects=work.objects, boundary=None if work.area is None else 0.0, area=work.area)
     axial = None if header.affine is None else axial_axis(header)
     boundary = float(contour_length(label, header.spacing, axial))
     objects = float(object_count(label, axial, background))

@@ -105,8 +105,12 @@ def _shared(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return product
 
 
-def checked_table(what: str, table: np.ndarray, region: Box, n_classes: int | None) -> Float[np.ndarray, "boxes 6"]:
+def checked_table(
+    what: str, table: np.ndarray, region: Box | None, n_classes: int | None
+) -> Float[np.ndarray, "boxes 6"]:
     """A table of boxes, proven to fit its region; float noise at the border is cut off.
+
+    Without a region (kind box: a fixed box may reach beyond the predicted one) boxes may lie anywhere.
 
     Raises:
         LabelError: on another shape, numbers that are not finite, a box that is empty, turned inside
@@ -116,7 +120,7 @@ def checked_table(what: str, table: np.ndarray, region: Box, n_classes: int | No
         raise LabelError(f"{what}: the boxes have shape {table.shape}; {COLUMNS} numbers a box are expected")
     if not np.isfinite(table).all():
         raise LabelError(f"{what}: a box holds NaN or infinite numbers; correct it and return the label again")
-    (top, left), (bottom, right) = region
+    (top, left), (bottom, right) = region or ((0, 0), (np.inf, np.inf))
     for row in table.tolist():
         r0, c0, r1, c1, number, status = row
         box = f"{what}: the box with rows {r0:g}..{r1:g} and columns {c0:g}..{c1:g}"

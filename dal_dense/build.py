@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from dal_dense.annotators import Annotator, Oracle, People
+from dal_dense.box_answers import BoxRules
 from dal_dense.config import Config
 from dal_dense.console import Screen
 from dal_dense.costs import cost_model
@@ -24,6 +26,10 @@ from dal_dense.report.words import count
 from dal_dense.run import Run
 from dal_dense.splits import Known
 from dal_dense.tasks.base import Task
+
+if TYPE_CHECKING:
+    from dal_dense.tasks.detectron2_detection import Detectron2Detection
+    from dal_dense.tasks.torchvision_detection import TorchvisionDetection
 
 PACKAGES = ("dal-dense", "torch", "monai", "numpy", "nibabel", "opencv-python-headless", "pycocotools", "scipy")
 
@@ -41,7 +47,9 @@ def open_run(config: Config, screen: Screen) -> Iterator[Run]:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    pool = open_pool(config.data, config.data_root, seed=config.seed, known=known_pool(config.run_dir))
+    detection = config.task.name != "monai_segmentation"
+    known = known_pool(config.run_dir)
+    pool = open_pool(config.data, config.data_root, seed=config.seed, known=known, boxes=detection)
     check_dimensions(config, pool)
     check_initial_masks(config, pool)
     channels = channels_of(config, pool)
@@ -128,6 +136,8 @@ def device_of(name: str) -> torch.device:
 
 def build_task(config: Config, pool: Pool, channels: int) -> Task:
     """The adapter that `task.name` names."""
+    if config.task.name != "monai_segmentation":
+        return _detection(config, pool, channels)
     from dal_dense.tasks.monai_segmentation import MonaiSegmentation
 
     return MonaiSegmentation(
@@ -140,6 +150,30 @@ def build_task(config: Config, pool: Pool, channels: int) -> Task:
         in_channels=channels,
         device=device_of(config.device),
         mask_of=pool.mask,
+        seed=config.seed,
+    )
+
+
+def _detection(config: Config, pool: Pool, channels: int) -> Task:
+    make: type[TorchvisionDetection] | type[Detectron2Detection]
+    if config.task.name == "torchvision_detection":
+        from dal_dense.tasks.torchvision_detection import TorchvisionDetection
+
+        make = TorchvisionDetection
+    else:
+        from dal_dense.tasks.detectron2_detection import Detectron2Detection
+
+        make = Detectron2Detection
+    return make(
+        task=config.task,
+        uncertainty=config.uncertainty,
+        query=config.query,
+        costs=cost_model(config.costs),
+        classes=pool.classes,
+        ndim=pool.ndim,
+        in_channels=channels,
+        device=device_of(config.device),
+        boxes_of=pool.boxes,
         seed=config.seed,
     )
 
@@ -164,12 +198,14 @@ def channels_of(config: Config, pool: Pool) -> int:
 def build_annotator(config: Config) -> Annotator:
     """Held-back masks, or people."""
     costs, background = cost_model(config.costs), 0 if config.task.background else None
-    if config.annotator.name == "oracle":
-        return Oracle(costs=costs, background=background)
-    returns = config.annotator.returns
-    return People(
-        costs=costs, run_dir=config.run_dir, returns=Path(returns) if returns else None, background=background
-    )
+    given = config.annotator
+    boxes = None
+    if config.task.name != "monai_segmentation":
+        boxes = BoxRules(config.task.detection.min_visible, given.accept_iou, given.fix_iou)
+    if given.name == "oracle":
+        return Oracle(costs=costs, background=background, boxes=boxes)
+    returns = Path(given.returns) if given.returns else None
+    return People(costs=costs, run_dir=config.run_dir, returns=returns, background=background, boxes=boxes)
 
 
 def check_dimensions(config: Config, pool: Pool) -> None:

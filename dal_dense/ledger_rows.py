@@ -231,7 +231,9 @@ def checked_label(region: QueryRegion, label: np.ndarray, n_classes: int | None)
         LabelError: on another shape, a type that is not whole numbers, or a value that is no class.
     """
     if label.dtype == np.float64:
-        table: np.ndarray = checked_table(f"region {region.id}", label, region.box, n_classes)
+        table: np.ndarray = checked_table(
+            f"region {region.id}", label, None if region.kind == "box" else region.box, n_classes
+        )
         return table
     if label.shape != region.shape:
         raise LabelError(

@@ -20,6 +20,35 @@ KINDS = ("crop", "slice", "image", "box")
 
 
 @dataclass(frozen=True)
+class Parts:
+    """Objects that a detector found inside the rows of `Offers`; an object may belong to several rows.
+
+    Attributes:
+        row: row of the offers, int64 (M,).
+        classes: class number, int64 (M,).
+        weight: probability of that class, float32 (M,).
+        embedding: feature of the object, float32 (M, E).
+    """
+
+    row: Int[Tensor, " M"]
+    classes: Int[Tensor, " M"]
+    weight: Float[Tensor, " M"]
+    embedding: Float[Tensor, "M E"]
+
+    def of_rows(self, rows: Tensor, count: int) -> Parts:
+        """Those of some rows, numbered anew; `count` is how many rows there were."""
+        index = torch.arange(count, device=self.row.device)[rows]
+        new = torch.full((count,), -1, dtype=torch.int64, device=self.row.device)
+        new[index] = torch.arange(len(index), device=self.row.device)
+        kept = new[self.row] >= 0
+        return Parts(new[self.row][kept], self.classes[kept], self.weight[kept], self.embedding[kept])
+
+    def to(self, device: torch.device | str) -> Parts:
+        """The same on another device."""
+        return Parts(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+
+@dataclass(frozen=True)
 class Offers:
     """N regions on offer. All tensors share the first dimension N and one device.
 
@@ -41,6 +70,9 @@ class Offers:
         embedding: network features pooled over the box, float32 (N, E); E may be 0.
         labelled: rows of ground that is labelled already. They are never chosen; diversity
             strategies measure distance to them. bool (N,).
+        extra: further scores by name (margin, mutual_information, ...), for the report and for study;
+            `time`: of the frame within its group, for `Budget.min_gap`, NaN where nobody says.
+        parts: objects inside the rows, where the task finds objects.
     """
 
     image: Int[Tensor, " N"]
@@ -59,7 +91,7 @@ class Offers:
     embedding: Float[Tensor, "N E"]
     labelled: Bool[Tensor, " N"]
     extra: dict[str, Float[Tensor, " N"]] = field(default_factory=dict)
-    """Further scores by name (margin, mutual_information, ...), for the report and for study."""
+    parts: Parts | None = None
 
     def __post_init__(self) -> None:
         n = len(self.regions)
@@ -72,8 +104,15 @@ class Offers:
         return len(self.regions)
 
     def __getitem__(self, rows: Tensor) -> Offers:
-        picked = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "extra"}
-        return replace(self, **picked, extra={k: v[rows] for k, v in self.extra.items()})
+        picked = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name not in ("extra", "parts")}
+        parts = None if self.parts is None else self.parts.of_rows(rows, len(self))
+        return replace(self, **picked, extra={k: v[rows] for k, v in self.extra.items()}, parts=parts)
+
+    @property
+    def extent(self) -> Float[Tensor, " N"]:
+        """What a score is multiplied by to value the whole region: its pixels; 1 for a single box, float64."""
+        single = self.kind == KINDS.index("box")
+        return torch.where(single, 1, self.regions.volume()).double()
 
     @property
     def device(self) -> torch.device:
@@ -82,8 +121,9 @@ class Offers:
 
     def to(self, device: torch.device | str) -> Offers:
         """The same rows on another device."""
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "extra"}
-        return replace(self, **moved, extra={k: v.to(device) for k, v in self.extra.items()})
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name not in ("extra", "parts")}
+        parts = None if self.parts is None else self.parts.to(device)
+        return replace(self, **moved, extra={k: v.to(device) for k, v in self.extra.items()}, parts=parts)
 
 
 def concat(parts: Sequence[Offers]) -> Offers:
@@ -98,6 +138,19 @@ def concat(parts: Sequence[Offers]) -> Offers:
         elif f.name == "extra":
             names = [k for k in values[0] if all(k in v for v in values)]
             columns[f.name] = {k: torch.cat([v[k] for v in values]) for k in names}
+        elif f.name == "parts":
+            columns[f.name] = _joined([len(p) for p in parts], values)
         else:
             columns[f.name] = torch.cat(values)
     return Offers(**columns)  # type: ignore[arg-type]
+
+
+def _joined(counts: Sequence[int], given: Sequence[Parts | None]) -> Parts | None:
+    """Objects of all parts, their rows numbered through; None unless every part has them."""
+    before, moved = 0, []
+    for count, parts in zip(counts, given, strict=True):
+        if parts is None:
+            return None
+        moved.append(replace(parts, row=parts.row + before))
+        before += count
+    return Parts(*(torch.cat([getattr(p, f.name) for p in moved]) for f in fields(Parts)))

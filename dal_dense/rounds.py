@@ -43,6 +43,11 @@ HEADERS_AT_MOST = 2000
 """Images considered by strategies that need no model; more would only cost time to read headers."""
 
 
+def without_model(run: Run, number: int, strategy: str) -> bool:
+    """Does this round look at no prediction? Single boxes are predictions, so they always need a model."""
+    return strategy in MODEL_FREE and (number == 0 or run.config.query.kind != "box")
+
+
 def ask(run: Run, number: int) -> Query | None:
     """Choose and record the regions of one round; None if the whole budget is spent or nothing is left to ask.
 
@@ -80,8 +85,9 @@ def ask(run: Run, number: int) -> Query | None:
 def _chosen(run: Run, query: Query, seconds: float) -> Query:
     """The query with the regions that these seconds buy."""
     offers, names = offers_of_pool(run, query.round, query.strategy)
-    offers = priced(run, offers, query.strategy)
-    budget = Budget(seconds, run.config.query.max_per_image, run.config.query.max_per_group)
+    offers = priced(run, offers, query)
+    asked = run.config.query
+    budget = Budget(seconds, asked.max_per_image, asked.max_per_group, asked.min_gap)
     when = Round(query.round, run.config.budget.rounds, query.seed)
     while True:
         chosen = acquire(offers, budget, run.config.strategy, when, quota_classes=run.quota_classes)
@@ -98,7 +104,7 @@ def offers_of_pool(run: Run, number: int, strategy: str) -> tuple[Offers, list[s
     records = looked_at(run, number, strategy)
     groups = {g: i for i, g in enumerate(sorted({r.group for r in run.pool.train}))}
     offer: Callable[..., Offers]
-    if strategy in MODEL_FREE:
+    if without_model(run, number, strategy):
         prior = CostPrior.of(run.config.costs, run.ledger.cost_log() if run.config.costs.refit else ())
         offer = _model_free(run, number, prior)
     else:
@@ -115,7 +121,11 @@ def offers_of_pool(run: Run, number: int, strategy: str) -> tuple[Offers, list[s
             known = Regions.of(labelled.get(record.id, ()), record.ndim)
             off_limits = blocked.get(record.id, ()) if i < sampled else [whole(read_header(record).shape)]
             closed = Regions.of(off_limits, record.ndim)
-            parts.append(offer(record, known, closed, image=i, group=groups[record.group]))
+            found = offer(record, known, closed, image=i, group=groups[record.group])
+            if run.config.query.min_gap is not None:
+                time = torch.full_like(found.seconds, math.nan if record.time is None else record.time).double()
+                found = replace(found, extra={**found.extra, "time": time})
+            parts.append(found)
         except DataError as problem:
             quarantine(run, record.id, problem)
     if not parts:
@@ -156,7 +166,7 @@ def _model_free(run: Run, number: int, prior: CostPrior) -> Callable[..., Offers
 def looked_at(run: Run, number: int, strategy: str) -> list[ImageRecord]:
     """The pool images of this round: all, or a sample drawn by seed that is the same in any order."""
     limit = run.config.query.scan_images
-    if strategy in MODEL_FREE:
+    if without_model(run, number, strategy):
         limit = min(limit or HEADERS_AT_MOST, HEADERS_AT_MOST)
     records = [r for r in run.pool.members if r.mask is not None or run.config.annotator.name == "people"]
     if limit is not None and len(records) > limit:  # drawn with the bad ones, so that finding one moves no other
@@ -166,18 +176,19 @@ def looked_at(run: Run, number: int, strategy: str) -> list[ImageRecord]:
     return [r for r in records if r.id not in run.pool.quarantined]
 
 
-def priced(run: Run, offers: Offers, strategy: str) -> Offers:
+def priced(run: Run, offers: Offers, query: Query) -> Offers:
     """Offers with the seconds that the run's own log of charges has taught.
 
     Only answers to queries that a model priced say how wrong a model's prices are; where no model looks,
     the answers have updated the prior already.
     """
     costs = run.costs
-    if run.config.costs.refit and strategy not in MODEL_FREE:
-        by_model = {q.round for q in run.ledger.queries() if q.strategy not in MODEL_FREE}
+    if run.config.costs.refit and not without_model(run, query.round, query.strategy):
+        by_model = {q.round for q in run.ledger.queries() if not without_model(run, q.round, q.strategy)}
         costs = refit(costs, [entry for entry in run.ledger.cost_log() if entry.round in by_model])
-    seconds = torch.where(offers.labelled, 0.0, costs.seconds(offers.area, offers.boundary, offers.objects))
-    return replace(offers, seconds=seconds, image_seconds=torch.full_like(seconds, costs.image_seconds))
+    return replace(
+        offers, seconds=offers.seconds * costs.correction, image_seconds=offers.image_seconds * costs.correction
+    )
 
 
 def query_of(empty: Query, offers: Offers, chosen: Selection, names: list[str], classes: tuple[str, ...]) -> Query:
@@ -233,6 +244,15 @@ def answer(run: Run, number: int) -> Outcome:
     if outcome.enough(run.config.annotator.proceed_at):
         run.ledger.close_round(number)
     return outcome
+
+
+def take_late(run: Run) -> None:
+    """Record labels that came back after their round had gone on; they count in a run with more rounds."""
+    asked = run.ledger.queries()
+    if asked and run.ledger.open_regions() and run.ledger.closed(asked[-1].round):
+        outcome = run.annotator.annotate(asked[-1], pool=run.pool, ledger=run.ledger)
+        for problem in outcome.problems:
+            run.screen.warn(problem)
 
 
 def proposals(run: Run, query: Query) -> Proposed:

@@ -12,6 +12,7 @@ import torch
 
 from dal_dense.acquire.base import Budget, Round, Selection
 from dal_dense.acquire.basket import Basket
+from dal_dense.acquire.box_count import box_count
 from dal_dense.acquire.clasp import clasp
 from dal_dense.acquire.coreset import coreset
 from dal_dense.acquire.foreground import foreground_random
@@ -19,6 +20,7 @@ from dal_dense.acquire.greedy import greedy
 from dal_dense.acquire.hybrid import hybrid
 from dal_dense.acquire.per_second import per_second
 from dal_dense.acquire.power import power
+from dal_dense.acquire.ppal import ppal
 from dal_dense.acquire.random_ import random_
 from dal_dense.acquire.uniform import uniform
 from dal_dense.config import StrategyConfig, StrategyName
@@ -43,6 +45,8 @@ STRATEGIES: dict[StrategyName, Strategy] = {
     "clasp": clasp,
     "coreset": coreset,
     "hybrid": hybrid,
+    "box_count": box_count,
+    "ppal": ppal,
 }
 
 

@@ -14,7 +14,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dal_dense.acquire.base import Budget
-from dal_dense.offers import Offers
+from dal_dense.offers import KINDS, Offers
+
+SAME_OBJECT = 0.5
+"""IoU from which two single boxes are taken to mean one object."""
 
 
 class Basket:
@@ -39,6 +42,7 @@ class Basket:
         self.values: list[float] = []
         self._per_image: dict[int, int] = {}
         self._per_group: dict[int, int] = {}
+        self._single = offers.kind == KINDS.index("box")
         images, index, count = torch.unique(offers.image, return_inverse=True, return_counts=True)
         self._by_image: Tensor = index.argsort(stable=True)
         ends = count.cumsum(0).tolist()
@@ -80,6 +84,7 @@ class Basket:
             price = self.price[block]
             self.price[block] = torch.where(price.isinf(), price, self.offers.seconds[block].double())
         self._forbid_overlaps(row)
+        self._forbid_near_times(row)
         self._per_image[image] = self._per_image.get(image, 0) + 1
         if self._per_image[image] == self.budget.max_per_image:
             self.price[block] = torch.inf
@@ -101,8 +106,26 @@ class Basket:
         return rows
 
     def _forbid_overlaps(self, row: int) -> None:
-        """No row that shares a voxel with this one, itself included, may be taken any more."""
+        """No row that shares a voxel with this one, itself included, may be taken any more.
+
+        Single boxes may touch each other: only one that means the same object (IoU 0.5) may not be taken.
+        """
         block, regions = self._rows_of(int(self.offers.image[row])), self.offers.regions
         low = torch.maximum(regions.start[block], regions.start[row])
         high = torch.minimum(regions.stop[block], regions.stop[row])
-        self.price[block[(high > low).all(1)]] = torch.inf
+        clash = (high > low).all(1)
+        if self._single[row]:
+            shared = (high - low).clamp_min(0).prod(1).double()
+            sides = regions.stop - regions.start
+            either = sides[block].prod(1) + sides[row].prod() - shared
+            clash &= ~self._single[block] | (shared >= SAME_OBJECT * either)
+        self.price[block[clash]] = torch.inf
+
+    def _forbid_near_times(self, row: int) -> None:
+        """No other image of the group that was taken less than `min_gap` before or after."""
+        gap, time = self.budget.min_gap, self.offers.extra.get("time")
+        if gap is None or time is None or self.offers.labelled[row]:
+            return
+        o = self.offers
+        near = (o.group == o.group[row]) & (o.image != o.image[row]) & ((time - time[row]).abs() < gap)
+        self.price[near] = torch.inf  # NaN, a time that nobody knows, is near to nothing

@@ -40,7 +40,7 @@ def hybrid(offers: Offers, basket: Basket, options: StrategyConfig, when: Round,
     Without an embedding D is 1; without quota classes U is the score alone.
     """
     draw = noise.gumbel(offers.key, when.seed_for("hybrid"), "hybrid") / scheduled_beta(options, when)
-    volume = offers.regions.volume().double()
+    volume = offers.extent
     fixed = draw + log_of(volume)
     open_rows = ~offers.labelled
     quota = torch.tensor(quota_classes, dtype=torch.int64, device=offers.device)

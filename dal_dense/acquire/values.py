@@ -18,7 +18,7 @@ def summed_score(offers: Offers) -> Float[Tensor, " N"]:
 
     `score` is a mean over the box; where boxes of several sizes compete for seconds, the sum counts.
     """
-    return offers.score.double() * offers.regions.volume()
+    return offers.score.double() * offers.extent
 
 
 def log_of(score: Float[Tensor, " N"]) -> Float[Tensor, " N"]:

@@ -55,6 +55,7 @@ class View:
         aspect: height of a pixel over its width.
         label: class numbers of the proposal, uint8, of the box's shape; None if there is no model yet.
         uncertainty: score map, float32, of the box's shape; None likewise.
+        found: detection: corners of predicted boxes in `image`, class number, score, float64 (n, 6).
     """
 
     image: UInt8[np.ndarray, "rows cols *rgb"]
@@ -62,6 +63,7 @@ class View:
     aspect: float = 1.0
     label: Integer[np.ndarray, "box_rows box_cols"] | None = None
     uncertainty: Float[np.ndarray, "box_rows box_cols"] | None = None
+    found: Float[np.ndarray, "boxes 6"] | None = None
 
 
 def tiles_for_query(
@@ -142,7 +144,12 @@ def _frame_view(region: QueryRegion, image: Float[np.ndarray, "channels rows col
     box = (r0 - start[0], c0 - start[1], r1 - start[0], c1 - start[1])
     if proposal is None:
         return View(shown, box)
-    return View(shown, box, label=proposal.label, uncertainty=np.asarray(proposal.uncertainty, np.float32))
+    heat = np.asarray(proposal.uncertainty, np.float32)
+    if proposal.scores is None:
+        return View(shown, box, label=proposal.label, uncertainty=heat)
+    corners = proposal.label[:, :4] - np.array([start[0], start[1], start[0], start[1]])
+    found = np.column_stack([corners, proposal.label[:, 4], proposal.scores])
+    return View(shown, box, uncertainty=heat, found=found)
 
 
 def _volume_view(
@@ -214,6 +221,8 @@ def draw_tile(view: View, *, top: float, background: bool = True) -> UInt8[np.nd
     panels = [base.copy()]
     if view.label is not None:
         panels.append(_with_labels(base, place, view.label, background))
+    if view.found is not None:
+        panels.append(_with_boxes(base, view.found, (height / rows, width / cols), background))
     if view.uncertainty is not None:
         panels.append(_with_heat(base, place, view.uncertainty, top))
     sheet = np.zeros((height, width * len(panels) + GAP * (len(panels) - 1), 4), np.uint8)
@@ -244,6 +253,22 @@ def _with_labels(
     weight = np.where(edge, 1.0, 0.35)[..., None] * shown[..., None]
     picture = base.copy()
     picture[r0:r1, c0:c1] = np.rint((1 - weight) * picture[r0:r1, c0:c1] + weight * table[number]).astype(np.uint8)
+    return picture
+
+
+def _with_boxes(
+    base: UInt8[np.ndarray, "height width 3"],
+    found: Float[np.ndarray, "boxes 6"],
+    scale: tuple[float, float],
+    background: bool,
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Predicted boxes in their class's colour, the surest on top; the fainter, the less sure."""
+    picture = base.copy()
+    for r0, c0, r1, c1, number, score in sorted(found.tolist(), key=lambda row: row[5]):
+        low = (round(c0 * scale[1]), round(r0 * scale[0]))
+        high = (round(c1 * scale[1]) - 1, round(r1 * scale[0]) - 1)
+        drawn = cv2.rectangle(picture.copy(), low, high, rgb(class_colour(int(number), background=background)), 2)
+        picture = np.asarray(cv2.addWeighted(drawn, 0.35 + 0.65 * score, picture, 0.65 - 0.65 * score, 0), np.uint8)
     return picture
 
 

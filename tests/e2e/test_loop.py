@@ -540,6 +540,27 @@ def test_with_a_part_of_the_round_it_proceeds_and_takes_late_labels(
         assert ledger.round == 2 and ledger.spent(upto=1) > ledger.spent(upto=0)
 
 
+def test_labels_that_come_after_the_last_round_are_kept(
+    train_al: TrainAl, people: list[str], data: Path, tmp_path: Path
+) -> None:
+    argv, run_dir = [*people, "--annotator.proceed_at=0.5", "--budget.rounds=1"], tmp_path / "run"
+    for number in range(2):
+        fine(train_al(argv))
+        draw(data, batch(run_dir, number), range(-(-len(queries(run_dir)[number].regions) // 2)))
+    fine(train_al(argv))
+    before = load(run_dir)
+    with Ledger.read(run_dir) as ledger:
+        assert ledger.round == 2 and len(ledger.open_regions()) > 0
+    for number in range(2):
+        draw(data, batch(run_dir, number))
+    fine(train_al(argv))
+    with Ledger.read(run_dir) as ledger:
+        assert ledger.open_regions() == [] and len(ledger.answered()) == sum(len(q.regions) for q in ledger.queries())
+        assert len(ledger.fits()) == 2
+    assert load(run_dir).seconds_charged > before.seconds_charged
+    fine(train_al(argv))
+
+
 def test_a_pool_that_is_used_up_ends_the_run_well(train_al: TrainAl, data: Path, tmp_path: Path) -> None:
     argv = settings(data, tmp_path / "run", budget__rounds="9", budget__seconds_per_round="100000", query__kind="image")
     ended = fine(train_al(argv))

@@ -1,0 +1,349 @@
+"""One frame's detections become its rows of `Offers`; the function that both detection adapters share.
+
+Crops are sought by the same box sums as in volumes: the score of each predicted box stands as one
+point at its centre, so that the sum over a window is exactly the sum over the boxes inside, plus a
+little of the dense map, which speaks where no box was kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as nnf
+
+from dal_dense import candidates, scores
+from dal_dense.box_scores import box_scores
+from dal_dense.boxes import OBJECT
+from dal_dense.config import QueryConfig, UncertaintyConfig
+from dal_dense.costs import CostModel
+from dal_dense.detections import Detections, FramePrediction
+from dal_dense.noise import region_keys
+from dal_dense.offer_maps import RANDOM
+from dal_dense.offers import KINDS, Offers, Parts, concat
+from dal_dense.query_sizes import array_size
+from dal_dense.records import Header
+from dal_dense.regions import Regions, slices
+from dal_dense.tasks.base import Proposal
+
+QUIET = 0.05
+"""What the dense map adds to a window where it is at its highest, against a box of the mean score."""
+SAME = 0.5
+"""IoU from which two boxes are taken to mean one object."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxSpec:
+    """What is on offer in one frame.
+
+    Attributes:
+        kind: crop, image or box.
+        sizes: crop sizes, rows and columns of the stored frame; larger ones are cut to it.
+        costs: seconds an action.
+        per_image: candidates kept a size; as many again for class quotas, and as many drawn blindly.
+        stride: step of candidate windows, pixels.
+        score: score of a box, see `box_scores`.
+        combine: how boxes' scores become a window's; dense: the mean of the dense map instead.
+        classes: number of classes, background included.
+    """
+
+    kind: Literal["crop", "image", "box"]
+    sizes: tuple[tuple[int, ...], ...]
+    costs: CostModel
+    per_image: int
+    stride: int
+    score: str
+    combine: Literal["sum", "mean", "max", "dense"]
+    classes: int
+
+
+def box_spec(
+    query: QueryConfig, header: Header, costs: CostModel, *, uncertainty: UncertaintyConfig, classes: int
+) -> BoxSpec:
+    """What the settings mean on one frame."""
+    kind = query.kind
+    if kind == "slice":
+        raise ValueError("slices are of volumes; the settings refuse them for detection")
+    return BoxSpec(
+        kind=kind,
+        sizes=tuple(array_size(s, "voxel", header) for s in query.sizes) if kind != "image" else (),
+        costs=costs,
+        per_image=query.per_image,
+        stride=query.stride,
+        score=uncertainty.score,
+        combine=uncertainty.combine,
+        classes=classes,
+    )
+
+
+def frame_offers(
+    pred: FramePrediction,
+    spec: BoxSpec,
+    *,
+    image_id: str,
+    image: int,
+    group: int,
+    labelled: Regions,
+    blocked: Regions,
+    seed: int = 0,
+) -> Offers:
+    """Candidate regions of one frame, none on labelled or blocked ground; rows of labelled ground come last.
+
+    Of kind box, a region is one predicted box, rounded to pixels; two that overlap by less than IoU 0.5
+    are two objects, so a verified neighbour does not hide it.
+
+    Args:
+        pred: the frame's detections.
+        spec: what is on offer.
+        image_id: id in the pool; keys and blind windows depend on it and on the box alone.
+        image: row of the image in the round's listing.
+        group: number of its group.
+        labelled: ground, or single boxes, that are labelled.
+        blocked: ground that was asked and is not answered, or was rejected.
+        seed: of the blind windows.
+    """
+    device = pred.found.corners.device
+    labelled, blocked = labelled.to(device), blocked.to(device)
+    values = box_scores(spec.score, pred.found, pred.difficulty.to(device)).float().clamp_min(0)
+    taken = Regions(torch.cat([labelled.start, blocked.start]), torch.cat([labelled.stop, blocked.stop]))
+    if spec.kind == "box":
+        regions, rows = _box_candidates(pred, spec, taken)
+        found = _box_rows(_blank(regions, pred, spec, image_id, image, group), pred, spec, values, rows)
+        found.extra[RANDOM] = torch.ones_like(found.score)  # every prediction is on offer: none was sought out
+    else:
+        sought, drawn = _windows(pred, spec, values, taken, image_id, seed)
+        regions = candidates.distinct(image_id, [sought, drawn])
+        found = _window_rows(_blank(regions, pred, spec, image_id, image, group), pred, spec, values)
+        found.extra[RANDOM] = torch.isin(found.key, region_keys(image_id, drawn)).float()
+    known = _blank(labelled, pred, spec, image_id, image, group)
+    whole = _whole_ground(labelled, spec, pred.shape)
+    kinds = torch.where(whole, KINDS.index("crop"), KINDS.index(spec.kind)).to(torch.uint8)
+    known = replace(
+        known,
+        kind=kinds,
+        labelled=torch.ones_like(known.labelled),
+        extra={name: torch.zeros_like(known.score) for name in found.extra},
+    )
+    return concat([found, known])
+
+
+def frame_proposals(pred: FramePrediction, regions: Regions, *, boxes_only: bool = False) -> list[Proposal]:
+    """The predicted boxes inside each region, cut at its border, and the dense map there.
+
+    Args:
+        pred: the frame's detections.
+        regions: what is asked.
+        boxes_only: kind box: of each region only the box that it stands for.
+    """
+    corners = pred.found.corners.double().cpu().numpy()
+    classes = pred.found.classes.double().cpu().numpy()
+    sure = pred.found.scores.double().cpu().numpy()
+    dense = _upsampled(pred.dense, pred.shape).float().cpu().numpy()
+    proposals = []
+    for box in regions.boxes():
+        (top, left), (bottom, right) = box
+        cut = np.clip(corners, [top, left, top, left], [bottom, right, bottom, right])
+        middle = (corners[:, :2] + corners[:, 2:]) / 2
+        here = ((middle >= (top, left)) & (middle < (bottom, right))).all(1) & (cut[:, 2:] > cut[:, :2]).all(1)
+        rows = np.flatnonzero(here)
+        if boxes_only and len(rows):
+            apart = np.abs(corners[rows] - np.array([top, left, bottom, right])).max(1)
+            rows = rows[apart.argmin()][None]
+            cut[rows] = (top, left, bottom, right)
+        table = np.column_stack([cut[rows], classes[rows], np.full(len(rows), float(OBJECT))])
+        proposals.append(Proposal(table, np.ascontiguousarray(dense[slices(box)]), sure[rows]))
+    return proposals
+
+
+def _blank(regions: Regions, pred: FramePrediction, spec: BoxSpec, image_id: str, image: int, group: int) -> Offers:
+    """Rows with their place, embedding and class shares; no score, no cost."""
+    n, device = len(regions), regions.start.device
+    zero = torch.zeros(n, device=device)
+    inside = _inside(pred.found, regions)
+    return Offers(
+        image=torch.full((n,), image, dtype=torch.int64, device=device),
+        group=torch.full((n,), group, dtype=torch.int64, device=device),
+        regions=regions,
+        kind=torch.full((n,), KINDS.index(spec.kind), dtype=torch.uint8, device=device),
+        key=region_keys(image_id, regions),
+        score=zero,
+        class_score=torch.zeros(n, spec.classes, device=device),
+        shares=_shares(inside.float() @ pred.found.probs.float()),
+        boundary=zero,
+        objects=zero,
+        area=zero,
+        seconds=zero,
+        image_seconds=zero,
+        embedding=_pooled(pred, regions),
+        labelled=torch.zeros(n, dtype=torch.bool, device=device),
+        parts=_parts(pred.found, inside),
+    )
+
+
+def _inside(found: Detections, regions: Regions) -> Bool[Tensor, "N M"]:
+    """Does the centre of each predicted box lie in each region?"""
+    middle = (found.corners[:, :2] + found.corners[:, 2:]) / 2
+    return ((middle[None] >= regions.start[:, None]) & (middle[None] < regions.stop[:, None])).all(-1)
+
+
+def _shares(mass: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
+    """Expected objects by class as shares; all background where none is expected."""
+    mass = mass.clone()
+    mass[:, 0] = 0
+    empty = mass.sum(1) <= 1e-6
+    mass[empty, 0] = 1
+    return mass / mass.sum(1, keepdim=True)
+
+
+def _parts(found: Detections, inside: Bool[Tensor, "N M"]) -> Parts:
+    row, box = inside.nonzero().unbind(1)
+    return Parts(row, found.classes[box], found.scores[box].float(), found.embedding[box].float())
+
+
+def _pooled(pred: FramePrediction, regions: Regions) -> Float[Tensor, "N E"]:
+    """Mean of the backbone's features over every coarse cell that a region reaches into."""
+    device = regions.start.device
+    grid = torch.tensor(pred.shape, device=device)
+    coarse = torch.tensor(pred.features.shape[1:], device=device)
+    return scores.means_in(
+        pred.features.float(), Regions(regions.start * coarse // grid, -(-regions.stop * coarse // grid))
+    )
+
+
+def _whole_ground(labelled: Regions, spec: BoxSpec, shape: tuple[int, int]) -> Bool[Tensor, " N"]:
+    """Which labelled regions are whole ground and no single box: they have a size that crops or frames have."""
+    if spec.kind != "box":
+        return torch.ones(len(labelled), dtype=torch.bool, device=labelled.start.device)
+    sides = labelled.stop - labelled.start
+    known = torch.tensor([*spec.sizes, shape], device=sides.device)
+    return (sides[:, None] == known[None]).all(-1).any(1)
+
+
+# kind box
+
+
+def _box_candidates(pred: FramePrediction, spec: BoxSpec, taken: Regions) -> tuple[Regions, Int[Tensor, " n"]]:
+    """Predicted boxes that nobody has judged, rounded to pixels, and their rows among the detections."""
+    corners = pred.found.corners.round().long()
+    top = torch.tensor(pred.shape, device=corners.device)
+    start = torch.minimum(corners[:, :2].clamp_min(0), top - 1)
+    stop = torch.minimum(torch.maximum(corners[:, 2:], start + 1), top)
+    boxes = Regions(start, stop)
+    whole = _whole_ground(taken, spec, pred.shape)
+    free = ~boxes.overlaps(taken[whole]).any(1) & ~(overlap(boxes, taken[~whole]) >= SAME).any(1)
+    rows = free.nonzero()[:, 0]
+    first: dict[tuple[int, ...], int] = {}
+    for row in rows.tolist():  # best first; two that round to one region are one question
+        first.setdefault((*start[row].tolist(), *stop[row].tolist()), row)
+    rows = torch.tensor(list(first.values()), dtype=torch.int64, device=corners.device)
+    return boxes[rows], rows
+
+
+def overlap(one: Regions, other: Regions) -> Float[Tensor, "N M"]:
+    """Intersection over union of every pair of boxes."""
+    low = torch.maximum(one.start[:, None], other.start[None])
+    high = torch.minimum(one.stop[:, None], other.stop[None])
+    shared = (high - low).clamp_min(0).prod(-1).float()
+    return shared / (one.volume()[:, None] + other.volume()[None] - shared).clamp_min(1)
+
+
+def _box_rows(
+    blank: Offers, pred: FramePrediction, spec: BoxSpec, values: Float[Tensor, " M"], rows: Int[Tensor, " N"]
+) -> Offers:
+    """A prediction of score s is right with chance s^2, an object to be fixed with s (1 - s), else none."""
+    probs, sure = pred.found.probs[rows].float(), pred.found.scores[rows].float()
+    value, costs = values[rows], spec.costs
+    seconds = costs.region_seconds + costs.verify_seconds + sure * (1 - sure) * costs.fix_seconds
+    return replace(
+        blank,
+        score=value,
+        class_score=value[:, None] * _shares(probs),
+        shares=_shares(probs),
+        objects=sure,
+        seconds=seconds,
+        image_seconds=torch.full_like(seconds, costs.image_seconds),
+        parts=Parts(
+            torch.arange(len(rows), device=rows.device), pred.found.classes[rows], sure,
+            pred.found.embedding[rows].float(),
+        ),
+    )  # fmt: skip
+
+
+# kinds crop and image
+
+
+def _windows(
+    pred: FramePrediction, spec: BoxSpec, values: Float[Tensor, " M"], taken: Regions, image_id: str, seed: int
+) -> tuple[Regions, Regions]:
+    """Windows sought out by score and by class, and windows drawn blindly."""
+    sought, drawn = [taken[:0]], [taken[:0]]
+    dense = _upsampled(pred.dense, pred.shape)
+    probs = _shares(pred.found.probs.float())
+    points = [_points(pred, values)] + [_points(pred, values * probs[:, c]) for c in range(1, spec.classes)]
+    for size in candidates.box_sizes(spec.kind, spec.sizes, pred.shape, None):
+        hum = _hum(dense, values, size)
+        field = dense if spec.combine == "dense" else points[0] + hum
+        sought.append(candidates.peak_boxes(field, size, spec.stride, spec.per_image, taken))
+        for c, count in candidates.share_out(spec.per_image, range(1, spec.classes)):
+            sought.append(candidates.peak_boxes(points[c] + hum, size, spec.stride, count, taken))
+        blind = candidates.random_boxes(image_id, pred.shape, size, spec.per_image, taken, seed)
+        drawn.append(blind.to(dense.device))
+    return candidates.distinct(image_id, sought), candidates.distinct(image_id, drawn)
+
+
+def _points(pred: FramePrediction, values: Float[Tensor, " M"]) -> Float[Tensor, "rows cols"]:
+    """Each box's value on the pixel of its centre."""
+    field = torch.zeros(pred.shape, device=values.device)
+    middle = ((pred.found.corners[:, :2] + pred.found.corners[:, 2:]) / 2).long()
+    top = torch.tensor(pred.shape, device=values.device)
+    middle = torch.minimum(middle.clamp_min(0), top - 1)
+    return field.index_put_((middle[:, 0], middle[:, 1]), values, accumulate=True)
+
+
+def _hum(dense: Float[Tensor, "rows cols"], values: Float[Tensor, " M"], size: tuple[int, ...]) -> Tensor:
+    """The dense map, so faint that a whole window of it weighs a twentieth of a box."""
+    box = values.mean() if len(values) else dense.new_ones(())
+    return dense * (QUIET * box.clamp_min(1e-6) / dense.amax().clamp_min(1e-12) / (size[0] * size[1]))
+
+
+def _upsampled(dense: Float[Tensor, "r c"], shape: tuple[int, int]) -> Float[Tensor, "rows cols"]:
+    full: Tensor = nnf.interpolate(dense[None, None].float(), size=shape, mode="nearest-exact")[0, 0]
+    return full
+
+
+def _window_rows(blank: Offers, pred: FramePrediction, spec: BoxSpec, values: Float[Tensor, " M"]) -> Offers:
+    """The rows with their exact figures; scores are a pixel's, so that windows of any size compare."""
+    boxes, found = blank.regions, pred.found
+    pixels = boxes.volume().float()
+    inside = _inside(found, boxes).float()
+    whole = _combined(pred, spec, values, inside, boxes)
+    by_class = inside @ (values[:, None] * _shares(found.probs.float()))
+    objects = inside @ found.scores.float()
+    scale = whole / by_class.sum(1).clamp_min(1e-12)
+    seconds = spec.costs.seconds(pixels, torch.zeros_like(pixels), objects)
+    return replace(
+        blank,
+        score=whole / pixels,
+        class_score=by_class * (scale / pixels)[:, None],
+        objects=objects,
+        area=pixels,
+        seconds=seconds,
+        image_seconds=torch.full_like(seconds, spec.costs.image_seconds),
+    )
+
+
+def _combined(
+    pred: FramePrediction, spec: BoxSpec, values: Tensor, inside: Float[Tensor, "N M"], boxes: Regions
+) -> Float[Tensor, " N"]:
+    """What a whole window is worth."""
+    if spec.combine == "dense":
+        pixels = boxes.volume().float()
+        return scores.means_in(_upsampled(pred.dense, pred.shape)[None], boxes)[:, 0].clamp_min(0) * pixels
+    if spec.combine == "max":
+        return (inside * values).amax(1) if len(values) else torch.zeros(len(boxes), device=inside.device)
+    total = inside @ values
+    return total if spec.combine == "sum" else total / inside.sum(1).clamp_min(1)
