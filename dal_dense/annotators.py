@@ -6,7 +6,7 @@ An annotator writes answers to the ledger and nowhere else; called again, it goe
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -118,10 +118,10 @@ class Oracle:
                     label = (
                         truth[slices(region.box)].copy()
                         if self.boxes is None
-                        else true_answer(Boxes.from_table(truth), region, self.boxes)
+                        else true_answer(Boxes.from_table(truth), region, self.boxes, pool.classes)
                     )
                     opening = self.costs.image_seconds if region is regions[0] else 0.0
-                    charge = _charge(region, label, header, self.costs, self.background)
+                    charge = _charge(region, label, header, self.costs, self.background, pool.classes)
                     charge = replace(charge, image_seconds=opening)
                     done += charge.record(ledger, region, label, "oracle", len(pool.classes))
         answered, left = _counts(query, ledger)
@@ -261,7 +261,8 @@ class People:
 
     def _charge(self, item: Returned, region: QueryRegion, pool: Pool, opening: float) -> _Charge:
         """Logged time if there is any, which holds the opening; else the cost model on the label."""
-        charge = _charge(region, item.label, read_header(pool[region.image_id]), self.costs, self.background)
+        header = read_header(pool[region.image_id])
+        charge = _charge(region, item.label, header, self.costs, self.background, pool.classes)
         if item.seconds is not None:
             return replace(charge, seconds=item.seconds, note=f"{item.source}; time as logged")
         return replace(charge, image_seconds=opening, note=f"{item.source}; no time logged, charged by the cost model")
@@ -299,11 +300,16 @@ class _Charge:
 
 
 def _charge(
-    region: QueryRegion, label: np.ndarray, header: Header, costs: CostModel, background: int | None
+    region: QueryRegion,
+    label: np.ndarray,
+    header: Header,
+    costs: CostModel,
+    background: int | None,
+    classes: Sequence[str],
 ) -> _Charge:
     """The cost model on a finished label; an empty region costs its search."""
     if label.dtype == np.float64:  # a table of boxes
-        work = box_work(region, label, costs)
+        work = box_work(region, label, costs, classes)
         return _Charge(work.seconds, objects=work.objects, boundary=None if work.area is None else 0.0, area=work.area)
     axial = None if header.affine is None else axial_axis(header)
     boundary = float(contour_length(label, header.spacing, axial))

@@ -7,12 +7,13 @@ rejected if there is nothing. A rejected prediction is charged like any other lo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
-from dal_dense.boxes import ABSENT, IGNORED, OBJECT, Boxes, covered, iou
+from dal_dense.boxes import ABSENT, IGNORED, Boxes, covered, iou
 from dal_dense.costs import CostModel
 from dal_dense.query import QueryRegion
 
@@ -52,24 +53,32 @@ class BoxWork:
     area: float | None
 
 
-def true_answer(truth: Boxes, region: QueryRegion, rules: BoxRules) -> Float[np.ndarray, "boxes 6"]:
+def true_answer(
+    truth: Boxes, region: QueryRegion, rules: BoxRules, classes: Sequence[str]
+) -> Float[np.ndarray, "boxes 6"]:
     """The table of boxes that a person who is never wrong returns for a region."""
     if region.kind != "box":
         return truth.within(region.box, rules.min_visible).table()
-    predicted = Boxes.of([corners_of(region)], [predicted_class(region)])
+    predicted = Boxes.of([corners_of(region)], [predicted_class(region, classes)])
     objects = truth.objects
     overlap = iou(predicted.corners, objects.corners)[0]
-    best = int(overlap.argmax()) if len(objects) else -1
-    if best >= 0 and overlap[best] >= rules.fix_iou:
-        right = overlap[best] >= rules.accept_iou
-        corners = predicted.corners[0] if right else objects.corners[best]
-        return Boxes.of([corners], [int(objects.classes[best])]).table()
+    right = (overlap >= rules.accept_iou) & (overlap > 0)
+    agreed = right & (objects.classes == predicted.classes[0])
+    if (
+        (overlap >= rules.fix_iou) & (overlap > 0)
+    ).any():  # the object that it means: one that makes it right goes before a nearer one
+        best = int(np.where(agreed, overlap + 1, overlap).argmax())
+        meant = objects[np.array([best])]
+        corners = predicted.corners if right[best] else meant.corners
+        return Boxes(corners, meant.classes, meant.status).table()
     hidden = truth[truth.status == IGNORED]
     unclear = len(hidden) and covered(predicted.corners, hidden.corners).max() >= HIDDEN
     return Boxes(predicted.corners, predicted.classes, np.array([IGNORED if unclear else ABSENT], np.uint8)).table()
 
 
-def box_work(region: QueryRegion, table: Float[np.ndarray, "boxes 6"], costs: CostModel) -> BoxWork:
+def box_work(
+    region: QueryRegion, table: Float[np.ndarray, "boxes 6"], costs: CostModel, classes: Sequence[str]
+) -> BoxWork:
     """What the answer cost, by what was done to the prediction; for crops and frames, by what was drawn."""
     boxes = Boxes.from_table(table)
     drawn = boxes.objects
@@ -77,12 +86,11 @@ def box_work(region: QueryRegion, table: Float[np.ndarray, "boxes 6"], costs: Co
         area = float(np.prod(region.shape))
         return BoxWork(costs.seconds(area, 0.0, float(len(drawn))), float(len(drawn)), area)
     seconds = costs.region_seconds + costs.verify_seconds
-    if (boxes.status != OBJECT).any() or not len(drawn):  # rejected; all that is drawn was missed
-        return BoxWork(seconds + len(drawn) * costs.object_seconds, None, None)
     overlap = iou(np.array([corners_of(region)]), drawn.corners)[0]
-    nearest = int(overlap.argmax())
-    kept = overlap[nearest] >= UNCHANGED and int(drawn.classes[nearest]) == predicted_class(region)
-    seconds += 0.0 if kept else costs.fix_seconds
+    if (boxes.status == ABSENT).any() or not (overlap > 0).any():  # rejected; all that is drawn was missed
+        return BoxWork(seconds + len(drawn) * costs.object_seconds, None, None)
+    unchanged = (overlap >= UNCHANGED) & (drawn.classes == predicted_class(region, classes))
+    seconds += 0.0 if unchanged.any() else costs.fix_seconds
     return BoxWork(seconds + (len(drawn) - 1) * costs.object_seconds, None, None)
 
 
@@ -92,7 +100,6 @@ def corners_of(region: QueryRegion) -> tuple[float, float, float, float]:
     return float(top), float(left), float(bottom), float(right)
 
 
-def predicted_class(region: QueryRegion) -> int:
-    """The class that the model gave the box; shares are in the order of the classes."""
-    values = list(region.shares.values())
-    return max(range(1, len(values)), key=values.__getitem__) if len(values) > 1 else 1
+def predicted_class(region: QueryRegion, classes: Sequence[str]) -> int:
+    """The number of the class that the model gave the box; shares come back from the ledger in any order."""
+    return max(range(1, len(classes)), key=lambda number: region.shares.get(classes[number], 0.0))

@@ -22,12 +22,13 @@ from dal_dense.boxes import OBJECT
 from dal_dense.config import QueryConfig, UncertaintyConfig
 from dal_dense.costs import CostModel
 from dal_dense.detections import Detections, FramePrediction
+from dal_dense.errors import DataError
 from dal_dense.noise import region_keys
 from dal_dense.offer_maps import RANDOM
 from dal_dense.offers import KINDS, Offers, Parts, concat
 from dal_dense.query_sizes import array_size
 from dal_dense.records import Header
-from dal_dense.regions import Regions, slices
+from dal_dense.regions import Box, Regions, slices
 from dal_dense.tasks.base import Proposal
 
 QUIET = 0.05
@@ -105,7 +106,11 @@ def frame_offers(
         labelled: ground, or single boxes, that are labelled.
         blocked: ground that was asked and is not answered, or was rejected.
         seed: of the blind windows.
+
+    Raises:
+        DataError: if the detector gave numbers that are not finite.
     """
+    _check(pred, image_id)
     device = pred.found.corners.device
     labelled, blocked = labelled.to(device), blocked.to(device)
     values = box_scores(spec.score, pred.found, pred.difficulty.to(device)).float().clamp_min(0)
@@ -143,6 +148,7 @@ def frame_proposals(pred: FramePrediction, regions: Regions, *, boxes_only: bool
     classes = pred.found.classes.double().cpu().numpy()
     sure = pred.found.scores.double().cpu().numpy()
     dense = _upsampled(pred.dense, pred.shape).float().cpu().numpy()
+    pixels = np.concatenate([side.cpu().numpy() for side in _pixels(pred)], axis=1)
     proposals = []
     for box in regions.boxes():
         (top, left), (bottom, right) = box
@@ -150,13 +156,25 @@ def frame_proposals(pred: FramePrediction, regions: Regions, *, boxes_only: bool
         middle = (corners[:, :2] + corners[:, 2:]) / 2
         here = ((middle >= (top, left)) & (middle < (bottom, right))).all(1) & (cut[:, 2:] > cut[:, :2]).all(1)
         rows = np.flatnonzero(here)
-        if boxes_only and len(rows):
-            apart = np.abs(corners[rows] - np.array([top, left, bottom, right])).max(1)
-            rows = rows[apart.argmin()][None]
+        if boxes_only:
+            rows = np.flatnonzero((pixels == (top, left, bottom, right)).all(1))[:1]  # best first
             cut[rows] = (top, left, bottom, right)
         table = np.column_stack([cut[rows], classes[rows], np.full(len(rows), float(OBJECT))])
         proposals.append(Proposal(table, np.ascontiguousarray(dense[slices(box)]), sure[rows]))
     return proposals
+
+
+def _check(pred: FramePrediction, image_id: str) -> None:
+    columns = {
+        "corners": pred.found.corners, "probs": pred.found.probs, "embedding": pred.found.embedding,
+        "dense": pred.dense, "features": pred.features,
+    }  # fmt: skip
+    for name, column in columns.items():
+        if not column.isfinite().all():
+            raise DataError(
+                f"{image_id}: the detector's {name} hold NaN or infinite numbers; "
+                "look at the frame, or lower task.train.lr if the fit went astray"
+            )
 
 
 def _blank(regions: Regions, pred: FramePrediction, spec: BoxSpec, image_id: str, image: int, group: int) -> Offers:
@@ -219,7 +237,7 @@ def _whole_ground(labelled: Regions, spec: BoxSpec, shape: tuple[int, int]) -> B
     if spec.kind != "box":
         return torch.ones(len(labelled), dtype=torch.bool, device=labelled.start.device)
     sides = labelled.stop - labelled.start
-    known = torch.tensor([*spec.sizes, shape], device=sides.device)
+    known = torch.tensor([*(scores.fitted(size, shape) for size in spec.sizes), shape], device=sides.device)
     return (sides[:, None] == known[None]).all(-1).any(1)
 
 
@@ -228,19 +246,24 @@ def _whole_ground(labelled: Regions, spec: BoxSpec, shape: tuple[int, int]) -> B
 
 def _box_candidates(pred: FramePrediction, spec: BoxSpec, taken: Regions) -> tuple[Regions, Int[Tensor, " n"]]:
     """Predicted boxes that nobody has judged, rounded to pixels, and their rows among the detections."""
-    corners = pred.found.corners.round().long()
-    top = torch.tensor(pred.shape, device=corners.device)
-    start = torch.minimum(corners[:, :2].clamp_min(0), top - 1)
-    stop = torch.minimum(torch.maximum(corners[:, 2:], start + 1), top)
+    start, stop = _pixels(pred)
     boxes = Regions(start, stop)
     whole = _whole_ground(taken, spec, pred.shape)
     free = ~boxes.overlaps(taken[whole]).any(1) & ~(overlap(boxes, taken[~whole]) >= SAME).any(1)
-    rows = free.nonzero()[:, 0]
-    first: dict[tuple[int, ...], int] = {}
-    for row in rows.tolist():  # best first; two that round to one region are one question
-        first.setdefault((*start[row].tolist(), *stop[row].tolist()), row)
-    rows = torch.tensor(list(first.values()), dtype=torch.int64, device=corners.device)
+    first: dict[Box, int] = {}
+    for row, (box, ok) in enumerate(zip(boxes.boxes(), free.tolist(), strict=True)):
+        if ok:  # best first; two that round to one region are one question
+            first.setdefault(box, row)
+    rows = torch.tensor(list(first.values()), dtype=torch.int64, device=start.device)
     return boxes[rows], rows
+
+
+def _pixels(pred: FramePrediction) -> tuple[Int[Tensor, "N 2"], Int[Tensor, "N 2"]]:
+    """Predicted boxes rounded to pixels inside the frame, at least one pixel each: start and stop."""
+    corners = pred.found.corners.round().long()
+    top = torch.tensor(pred.shape, device=corners.device)
+    start = torch.minimum(corners[:, :2].clamp_min(0), top - 1)
+    return start, torch.minimum(torch.maximum(corners[:, 2:], start + 1), top)
 
 
 def overlap(one: Regions, other: Regions) -> Float[Tensor, "N M"]:

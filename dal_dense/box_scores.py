@@ -13,7 +13,7 @@ from dal_dense.detections import Detections
 ALPHA, BETA = 0.3, 0.2
 """Shape of PPAL's class weights, as published."""
 STEADY = 1.3
-"""CALD's base point: consistency of a box that is found again, but not surely."""
+"""CALD's base point: agreement of a box that is found again, but not surely; no m is larger."""
 
 
 def box_scores(name: str, found: Detections, difficulty: Float[Tensor, " C"]) -> Float[Tensor, " N"]:
@@ -41,7 +41,7 @@ def box_scores(name: str, found: Detections, difficulty: Float[Tensor, " C"]) ->
         return (1 - probs.amax(1)).clamp(0, 1)
     if name == "spread":
         return found.spread
-    if name == "inconsistency":  # Yu et al. 2022, CALD: least where a box is neither lost nor found again for sure
+    if name == "inconsistency":  # Yu et al. 2022, CALD: most where a box is neither lost nor found again for sure
         return (STEADY - found.consistency).clamp_min(0)
     if name == "difficulty_entropy":
         return class_weights(difficulty)[found.classes] * binary_entropy(found.scores)

@@ -37,7 +37,9 @@ class Boxes:
     status: UInt8[np.ndarray, " boxes"]
 
     @classmethod
-    def of(cls, corners: Sequence[Sequence[float]], classes: Sequence[int], status: Sequence[int] = ()) -> Boxes:
+    def of(
+        cls, corners: Sequence[Sequence[float | int]] | np.ndarray, classes: Sequence[int], status: Sequence[int] = ()
+    ) -> Boxes:
         """From plain numbers; every box is an object if no status is given."""
         return cls(
             np.asarray(corners, np.float64).reshape(-1, 4),
@@ -110,7 +112,8 @@ def checked_table(
 ) -> Float[np.ndarray, "boxes 6"]:
     """A table of boxes, proven to fit its region; float noise at the border is cut off.
 
-    Without a region (kind box: a fixed box may reach beyond the predicted one) boxes may lie anywhere.
+    Without a region (kind box: a fixed box may reach beyond the predicted one) boxes may lie anywhere in the
+    image, whose far borders nobody tells here.
 
     Raises:
         LabelError: on another shape, numbers that are not finite, a box that is empty, turned inside
@@ -124,10 +127,11 @@ def checked_table(
     for row in table.tolist():
         r0, c0, r1, c1, number, status = row
         box = f"{what}: the box with rows {r0:g}..{r1:g} and columns {c0:g}..{c1:g}"
-        if r1 <= r0 or c1 <= c0:
-            raise LabelError(f"{box} is empty or turned inside out; draw it again")
+        if min(r1, bottom) <= max(r0, top) or min(c1, right) <= max(c0, left):
+            raise LabelError(f"{box} is empty, turned inside out or outside its ground; draw it again")
         if r0 < top - 0.5 or c0 < left - 0.5 or r1 > bottom + 0.5 or c1 > right + 0.5:
-            raise LabelError(f"{box} leaves its region, rows {top}..{bottom} and columns {left}..{right}; cut it there")
+            where = "the image" if region is None else f"its region, rows {top}..{bottom} and columns {left}..{right}"
+            raise LabelError(f"{box} leaves {where}; cut it there")
         if status not in (OBJECT, IGNORED, ABSENT):
             raise LabelError(f"{box} has the status {status:g}; it must be 0, 1 or 2")
         if status == OBJECT and not (number == int(number) and 1 <= number < (n_classes or np.inf)):

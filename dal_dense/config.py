@@ -253,7 +253,7 @@ class Config(Settings):
             raise ValueError("uncertainty.draws flips needs task.train.flip_axes: name the axes that may be flipped")
         self._check_task()
         axes = {len(size) for size in self.query.sizes}
-        if self.query.kind == "crop" and axes != {len(train.patch)}:
+        if self.query.kind in ("crop", "box") and axes != {len(train.patch)}:
             raise ValueError(
                 f"query.sizes has {sorted(axes)} numbers a size, task.train.patch has {len(train.patch)}; "
                 "both need 3 for volumes and 2 for frames"
@@ -269,6 +269,8 @@ class Config(Settings):
             raise ValueError(
                 "annotator.name oracle answers from masks, but data.masks is null; name the folder or use people"
             )
+        if self.query.min_gap is not None and self.data.time_field is None and self.data.time_pattern is None:
+            raise ValueError("query.min_gap needs to know times; set data.time_field or data.time_pattern")
         return self
 
     def _check_task(self) -> None:
@@ -280,12 +282,20 @@ class Config(Settings):
         if detection != (self.task.metric in ("ap50", "ap")):
             names = "ap50 or ap" if detection else "dice or miou"
             raise ValueError(f"task.metric {self.task.metric} does not fit {self.task.name}; use {names}")
-        if not detection:
-            if self.query.kind == "box":
-                raise ValueError("query.kind box needs a detection task; use crop, slice or image")
-            if self.uncertainty.score in ("spread", "inconsistency", "difficulty_entropy"):
-                raise ValueError(f"uncertainty.score {self.uncertainty.score} is for detection; use predictive_entropy")
+        if detection != self.costs.preset.startswith("box_"):
+            names = "box_clicks or box_drawing" if detection else "ct_contour, frame_polygon or frame_clicks"
+            raise ValueError(f"costs.preset {self.costs.preset} is not for {self.task.name}; use {names}")
+        if detection:
+            self._check_detection()
             return
+        if self.query.kind == "box":
+            raise ValueError("query.kind box needs a detection task; use crop, slice or image")
+        if self.strategy.name == "ppal":
+            raise ValueError("strategy.name ppal compares detected objects and needs a detection task; use hybrid")
+        if self.uncertainty.score in ("spread", "inconsistency", "difficulty_entropy"):
+            raise ValueError(f"uncertainty.score {self.uncertainty.score} is for detection; use predictive_entropy")
+
+    def _check_detection(self) -> None:
         if self.data.format != "coco":
             raise ValueError("data.format must be coco for detection: boxes come from a COCO json")
         if self.query.kind == "slice":
@@ -298,3 +308,5 @@ class Config(Settings):
             )
         if self.uncertainty.score == "inconsistency" and self.uncertainty.draws != "flips":
             raise ValueError("uncertainty.score inconsistency needs uncertainty.draws flips")
+        if self.annotator.accept_iou < self.annotator.fix_iou:
+            raise ValueError("annotator.accept_iou must be at least annotator.fix_iou: what is right needs no fixing")

@@ -24,8 +24,8 @@ class Detections:
         expected_entropy: mean over the draws of the entropy of the distribution, nats (N,).
         spread: deviation of the corners over the draws, as a share of the box's mean side (N,);
             0 where there is one draw.
-        consistency: agreement of a box with itself seen in the mirror, CALD's m (Yu et al. 2022) (N,);
-            larger is steadier; 1 where no flip was drawn.
+        consistency: CALD's m (Yu et al. 2022) of a box and itself seen in the mirror, 0..1.3 (N,): distance of
+            their agreement from that of a box that is found again, but not surely; 1 where no flip was drawn.
         embedding: RoI feature of each box (N, E).
     """
 

@@ -223,10 +223,16 @@ def _gone(known: Known | None, split: Split, listing: Listing) -> dict[str, str]
 
 def _records(members: Sequence[Member], root: Path, listing: Listing, data: DataConfig) -> tuple[ImageRecord, ...]:
     when = time_of(data)
-    return tuple(
+    records = tuple(
         ImageRecord(e.id, e.paths, root, group, e.mask, 2 if _is_frame(e.paths[0]) else 3, listing.mask_format, when(e))
         for e, group in members
     )
+    setting = "time_field" if data.time_field is not None else "time_pattern"
+    if records and getattr(data, setting) is not None and all(r.time is None for r in records):
+        raise ConfigError(
+            f"data.{setting}: {getattr(data, setting)!r} finds no time, as in {records[0].id}; correct it"
+        )
+    return records
 
 
 def _is_frame(path: Path) -> bool:

@@ -84,6 +84,18 @@ class SidecarRegion(_Frozen):
     source: SourceImage
     files: dict[str, str] = Field(description="role (image, proposal, scan_proposal, region_mask) to file")
     status: Literal["open", "answered"] = "open"
+    shown: tuple[tuple[int, int], tuple[int, int]] | None = Field(
+        default=None, description="box queries: first and one past the last pixel of what the image shows around it"
+    )
+    predicted: tuple[float, float, float, float, float] | None = Field(
+        default=None,
+        description="box queries: the predicted box as first row, first column, last row, last column, class number",
+    )
+
+    @property
+    def window(self) -> Box:
+        """The ground that the region's own image shows: the region, or more around a box."""
+        return self.shown or self.region.box
 
 
 class Sidecar(_Frozen):
@@ -91,6 +103,7 @@ class Sidecar(_Frozen):
 
     format: Literal["dal_dense.query"] = "dal_dense.query"
     version: Literal[1] = 1
+    labels: Literal["mask", "boxes"] = Field(default="mask", description="what a label is: class numbers, or boxes")
     run: str = Field(description="id of the run that asked")
     round: int = Field(ge=0)
     strategy: str

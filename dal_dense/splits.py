@@ -8,6 +8,7 @@ later can only join the pool, and never from a group that is held out.
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -142,7 +143,7 @@ def _groups(entries: Sequence[Entry], data: DataConfig, root: Path) -> tuple[dic
         values = {e.id: (e.fields or {}).get(field) for e in entries}
         return {i: str(v) for i, v in values.items() if v is not None}, f"in field {field!r} of the listing"
     if data.group_pattern is not None:
-        pattern = _pattern(data.group_pattern)
+        pattern = _pattern("data.group_pattern", data.group_pattern)
         matches = ((e.id, pattern.search(e.id)) for e in entries)
         return {i: m[1] for i, m in matches if m and m[1]}, f"by the pattern {data.group_pattern!r}"
     file = root / str(data.group_table)
@@ -150,13 +151,13 @@ def _groups(entries: Sequence[Entry], data: DataConfig, root: Path) -> tuple[dic
     return {e.id: table[e.id] for e in entries if e.id in table}, f"in {file.name}"
 
 
-def _pattern(text: str) -> re.Pattern[str]:
+def _pattern(setting: str, text: str) -> re.Pattern[str]:
     try:
         pattern = re.compile(text)
     except re.error as problem:
-        raise ConfigError(f"data.group_pattern: {text!r} is no regular expression ({problem}); correct it") from None
+        raise ConfigError(f"{setting}: {text!r} is no regular expression ({problem}); correct it") from None
     if pattern.groups < 1:
-        raise ConfigError(f"data.group_pattern: {text!r} has no bracket; put the group in one, as in (\\w+)_\\d+")
+        raise ConfigError(f"{setting}: {text!r} has no bracket; put one around what is meant, as in (\\w+)_\\d+")
     return pattern
 
 
@@ -247,12 +248,15 @@ def time_of(data: DataConfig) -> Callable[[Entry], float | None]:
     """How to tell an image's time within its group.
 
     Raises:
-        ConfigError: if the pattern is no regular expression with a bracket.
+        ConfigError: if both settings are given, or the pattern is no regular expression with a bracket.
         DataError: (when called) if a field or the bracket holds no number.
     """
     if data.time_field is None and data.time_pattern is None:
         return lambda entry: None
-    pattern = _with_bracket("data.time_pattern", data.time_pattern) if data.time_field is None else None
+    if data.time_field is not None and data.time_pattern is not None:
+        raise ConfigError("data.time_pattern: times come from data.time_field already; set only one of them")
+    pattern = None if data.time_pattern is None else _pattern("data.time_pattern", data.time_pattern)
+    setting = "data.time_field" if pattern is None else "data.time_pattern"
 
     def when(entry: Entry) -> float | None:
         if pattern is None:
@@ -261,19 +265,11 @@ def time_of(data: DataConfig) -> Callable[[Entry], float | None]:
             found = pattern.search(entry.id)
             value = found.group(1) if found else None
         try:
-            return None if value is None else float(value)
+            time = None if value is None else float(value)
         except (TypeError, ValueError):
-            setting = "data.time_field" if pattern is None else "data.time_pattern"
-            raise DataError(f"{entry.paths[0]}: its time is {value!r}, no number; correct it or {setting}") from None
+            time = math.nan
+        if time is not None and not math.isfinite(time):
+            raise DataError(f"{entry.paths[0]}: its time is {value!r}, no number; correct it or {setting}")
+        return time
 
     return when
-
-
-def _with_bracket(setting: str, text: str | None) -> re.Pattern[str]:
-    try:
-        pattern = re.compile(text or "")
-    except re.error as problem:
-        raise ConfigError(f"{setting}: {text!r} is no regular expression ({problem}); correct it") from None
-    if pattern.groups < 1:
-        raise ConfigError(f"{setting}: {text!r} has no bracket; put one around the part that is meant")
-    return pattern

@@ -96,3 +96,62 @@ def frame_settings(root: Path, run_dir: Path, **more: str) -> list[str]:
         "costs__preset": "frame_polygon",
     }
     return settings(root, run_dir, **{**frames, **more})
+
+
+def write_box_frames(root: Path, *, frames: int = 8, test: int = 3, shape: tuple[int, int] = (64, 96)) -> Path:
+    """Small frames of cars (dark) and people (bright) with a COCO json for the pool and one for measuring."""
+    for split, count, first in (("train", frames, 0), ("test", test, 100)):
+        images, annotations = [], []
+        for i in range(count):
+            rng = np.random.default_rng(first + i)
+            pixels = rng.normal(120, 10, (*shape, 3))
+            name = f"drive{i % 3}_{first + i:04d}.jpg"
+            images.append({"id": i + 1, "file_name": name, "height": shape[0], "width": shape[1]})
+            for category, (rows, columns), value in ((1, (12, 18), 30), (2, (16, 8), 230)):
+                for _ in range(int(rng.integers(0, 3))):
+                    top, left = int(rng.integers(0, shape[0] - rows)), int(rng.integers(0, shape[1] - columns))
+                    pixels[top : top + rows, left : left + columns] = value
+                    box = [left, top, columns, rows]
+                    annotations.append(
+                        {"id": len(annotations) + 1, "image_id": i + 1, "category_id": category, "bbox": box}
+                        | {"area": rows * columns, "iscrowd": 0}
+                    )
+            (root / "images").mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(root / "images" / name), pixels.clip(0, 255).astype(np.uint8))
+        categories = [{"id": 1, "name": "car"}, {"id": 2, "name": "person"}]
+        (root / f"{split}.json").write_text(
+            json.dumps({"images": images, "annotations": annotations, "categories": categories})
+        )
+    return root
+
+
+def box_settings(root: Path, run_dir: Path, **more: str) -> list[str]:
+    """A command line for `write_box_frames`: a tiny detector, a few steps a fit."""
+    given = {
+        "run_dir": run_dir,
+        "data_root": root,
+        "threads": "1",
+        "data.format": "coco",
+        "data.listing": "train.json",
+        "data.test_listing": "test.json",
+        "data.unannotated": "empty",
+        "data.group_pattern": r"^([a-z]+\d+)_\d+$",
+        "task.name": "torchvision_detection",
+        "task.metric": "ap50",
+        "task.network.name": "faster_rcnn",
+        "task.detection.backbone": "tiny",
+        "task.detection.anchor_sizes": "[8, 16, 32, 64]",
+        "task.intensity.kind": "rgb",
+        "task.train.patch": "[48, 64]",
+        "task.train.iterations": "4",
+        "task.train.batch": "2",
+        "query.sizes": "[[32, 48]]",
+        "query.stride": "4",
+        "query.per_image": "3",
+        "costs.preset": "box_clicks",
+        "budget.rounds": "2",
+        "budget.start_seconds": "60",
+        "budget.seconds_per_round": "60",
+        **{k.replace("__", "."): v for k, v in more.items()},
+    }
+    return [f"--{k}={v}" for k, v in given.items()]

@@ -84,7 +84,7 @@ def acquire(
 
 
 def _check(offers: Offers, quota_classes: Sequence[int]) -> None:
-    for name in ("score", "class_score", "shares", "seconds", "image_seconds", "embedding"):
+    for name in ("score", "class_score", "shares", "objects", "seconds", "image_seconds", "embedding"):
         column = getattr(offers, name)
         bad = ~column.isfinite() if name == "embedding" else ~(column.isfinite() & (column >= 0))
         if bad.any():

@@ -33,18 +33,19 @@ def matching_distance(parts: Parts, rows: int) -> Float[Tensor, "rows rows"]:
     row, classes, weight = parts.row[order], parts.classes[order], parts.weight[order].float()
     unit = torch.nn.functional.normalize(parts.embedding[order].float(), dim=1)
     device = parts.row.device
-    total = torch.zeros(rows, device=device).index_add_(0, row, weight)
-    one_way = torch.zeros(rows, rows, device=device)
-    for c in classes.unique().tolist():
+    # float64: atomic additions on a GPU come in any order, and the result must not show it
+    total = torch.zeros(rows, dtype=torch.float64, device=device).index_add_(0, row, weight.double())
+    one_way = torch.zeros(rows, rows, dtype=torch.float64, device=device)
+    for c in torch.unique(classes).tolist():
         here = (classes == c).nonzero()[:, 0]
         owner, features = row[here], unit[here]
-        for part in torch.arange(len(here), device=device).split(max(1, BLOCK // max(len(here), rows))):
+        for part in torch.split(torch.arange(len(here), device=device), max(1, BLOCK // max(len(here), rows))):
             best = torch.full((len(part), rows), -torch.inf, device=device)
             alike = features[part] @ features.T
             best.scatter_reduce_(1, owner.expand(len(part), -1), alike, "amax")
             apart = torch.where(best.isinf(), ALONE, (1 - best).clamp_min(0))
-            one_way.index_add_(0, owner[part], apart * weight[here][part, None])
+            one_way.index_add_(0, owner[part], (apart * weight[here][part, None]).double())
     empty = total <= 0
     one_way = one_way / total.clamp_min(1e-12)[:, None]
-    one_way[empty] = torch.where(empty, 0.0, ALONE)
-    return ((one_way + one_way.T) / 2).fill_diagonal_(0)
+    one_way[empty] = torch.where(empty, 0.0, ALONE).double()
+    return ((one_way + one_way.T) / 2).float().fill_diagonal_(0)

@@ -22,6 +22,8 @@ from dal_dense.offers import Offers
 
 POOL = 4.0
 """Budgets' worth of candidates, as published."""
+AT_MOST = 4000
+"""Candidates at most: memory grows with their square."""
 ROUNDS = 100
 """k-medoid iterations at most, as published."""
 
@@ -54,11 +56,11 @@ def ppal(offers: Offers, basket: Basket, options: StrategyConfig, when: Round, q
 
 def _candidates(basket: Basket, value: Float[Tensor, " N"]) -> Int[Tensor, " K"]:
     """The best rows until `POOL` budgets are spent, caps left aside."""
-    open_rows = (basket.affordable()).nonzero()[:, 0]
+    open_rows = basket.affordable().nonzero()[:, 0]
     order = open_rows[value[open_rows].argsort(descending=True, stable=True)]
     spent = basket.price[order].cumsum(0)
     enough = int((spent <= POOL * basket.budget.seconds).sum())
-    return order[: max(1, enough)]
+    return order[: min(max(1, enough), AT_MOST)]
 
 
 def _spread(

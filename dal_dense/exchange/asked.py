@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float64, UInt8
 from pydantic import ValidationError
 
 from dal_dense.errors import DataError, LabelError
@@ -25,13 +25,14 @@ class Returned:
 
     Attributes:
         region_id: the region that was asked.
-        label: uint8 class numbers or the ignore value, of the region's shape and axis order.
+        label: uint8 class numbers or the ignore value, of the region's shape and axis order; of a detection
+            batch the table of boxes, see `boxes`.
         seconds: logged labelling time; None if nobody logged it.
         source: the file it was read from, relative to the folder of returns.
     """
 
     region_id: str
-    label: UInt8[np.ndarray, "..."]
+    label: UInt8[np.ndarray, "..."] | Float64[np.ndarray, "boxes 6"]
     seconds: float | None
     source: str
 
@@ -66,9 +67,13 @@ class Asked:
     ignore: int
     background: int | None
     marks: Marks = field(default_factory=Marks)
+    boxes: bool = False
+    """Labels are tables of boxes, not masks."""
+    min_visible: float = 0.0
+    """Boxes: an object cut by its region's border to less than this share is ignored."""
 
     @classmethod
-    def of(cls, sidecars: Sequence[Sidecar], marks: Marks) -> Asked:
+    def of(cls, sidecars: Sequence[Sidecar], marks: Marks, min_visible: float = 0.0) -> Asked:
         """From sidecars of one run, oldest first."""
         images: dict[str, list[SidecarRegion]] = {}
         for entry in (e for s in sidecars for e in s.regions):
@@ -82,6 +87,8 @@ class Asked:
             ignore=last.ignore_index,
             background=last.background,
             marks=marks,
+            boxes=last.labels == "boxes",
+            min_visible=min_visible,
         )
 
     def named(self, name: str, file: str) -> tuple[list[SidecarRegion], bool]:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dal_dense.errors import DataError
-from dal_dense.exchange import coco, frames, nifti
+from dal_dense.exchange import boxes_out, coco, frames, nifti
 from dal_dense.exchange.asked import RETURNED, SIDECAR, load_sidecar
 from dal_dense.exchange.guide import write_guide
 from dal_dense.images import read_header, read_image, sha256_of
@@ -36,6 +36,7 @@ def write_batch(
     classes: Sequence[str],
     model_sha256: str | None,
     background: int | None = 0,
+    boxes: bool = False,
 ) -> Path:
     """Export one query: crops, proposals, whole images, sidecar and instructions.
 
@@ -51,6 +52,7 @@ def write_batch(
         classes: names; the position is the class number.
         model_sha256: the weights behind the proposals.
         background: class of ground that COCO leaves without annotation; None if there is no such class.
+        boxes: labels and proposals are tables of boxes (detection), not masks.
 
     Returns:
         `batch_dir`.
@@ -65,13 +67,18 @@ def write_batch(
     parts = batch_dir.with_name(f".{batch_dir.name}.partial")
     try:
         shutil.rmtree(parts, ignore_errors=True)
-        for name in ("images", "proposals", "scans" if pool.ndim == 3 else "frames", RETURNED):
+        folders = ("images", "proposals", "scans" if pool.ndim == 3 else "frames")
+        for name in (*(boxes_out.FOLDERS if boxes else folders), RETURNED):
             (parts / name).mkdir(parents=True)
-        entries = _write_images(parts, query, pool, proposals)
-        if pool.ndim == 2:
+        entries = _write_images(parts, query, pool, proposals, classes if boxes else None)
+        if boxes:
+            boxes_out.write_crops(parts, entries, proposals, classes)
+            boxes_out.write_frames(parts, entries, proposals, classes)
+        elif pool.ndim == 2:
             coco.write_crops(parts, entries, proposals, classes, background)
             coco.write_frames(parts, entries, proposals, classes, background)
         sidecar = Sidecar(
+            labels="boxes" if boxes else "mask",
             run=run_id,
             round=query.round,
             strategy=query.strategy,
@@ -136,22 +143,29 @@ def _check_names(query: Query) -> None:
         raise DataError(f"{sorted(clash)[0]} is both a region's and an image's id; rename the image file")
 
 
-def _write_images(parts: Path, query: Query, pool: Pool, proposals: Mapping[str, Proposal]) -> list[SidecarRegion]:
+def _write_images(
+    parts: Path, query: Query, pool: Pool, proposals: Mapping[str, Proposal], boxes_of: Sequence[str] | None
+) -> list[SidecarRegion]:
     by_image: dict[str, list[QueryRegion]] = {}
     for region in query.regions:
         by_image.setdefault(region.image_id, []).append(region)
-    sources: dict[str, SourceImage] = {}
-    files: dict[str, dict[str, str]] = {}
+    entries: dict[str, SidecarRegion] = {}
     for image_id, regions in by_image.items():
         record = pool[image_id]
         values = read_image(record)
-        sources[image_id] = _source(record)
+        source = _source(record)
+        if boxes_of is not None:
+            asked = [_storable(r) for r in regions]
+            described = record.paths[0], source
+            entries |= boxes_out.write_frame(parts, image_id, values, described, asked, proposals, boxes_of)
+            continue
         _check_proposals(regions, proposals)
         if record.ndim == 3:
-            files |= nifti.write_volume(parts, image_id, values, _affine(record), regions, proposals)
+            files = nifti.write_volume(parts, image_id, values, _affine(record), regions, proposals)
         else:
-            files |= frames.write_frame(parts, image_id, values, record.paths[0], regions, proposals)
-    return [SidecarRegion(region=_storable(r), source=sources[r.image_id], files=files[r.id]) for r in query.regions]
+            files = frames.write_frame(parts, image_id, values, record.paths[0], regions, proposals)
+        entries |= {r.id: SidecarRegion(region=_storable(r), source=source, files=files[r.id]) for r in regions}
+    return [entries[r.id] for r in query.regions]
 
 
 def _affine(record: ImageRecord) -> Float[np.ndarray, "4 4"]:

@@ -25,7 +25,7 @@ CROPS, FRAMES = "coco_crops.json", "coco_frames.json"
 
 
 def categories(classes: Sequence[str]) -> list[dict[str, Any]]:
-    """The classes, then our two marks."""
+    """The classes, then our two marks; ids from 1."""
     names = [*classes, IGNORE_NAME, QUERY_NAME]
     return [{"id": i, "name": name, "supercategory": ""} for i, name in enumerate(names, 1)]
 
@@ -42,11 +42,11 @@ def write_crops(
     for number, entry in enumerate(entries, 1):
         region = entry.region
         rows, columns = region.shape
-        images.append(_image(number, Path(entry.files["image"]).name, rows, columns) | {"query_id": region.id})
+        images.append(image_record(number, Path(entry.files["image"]).name, rows, columns) | {"query_id": region.id})
         if region.id in proposals:
             label = proposals[region.id].label.astype(np.uint8)
             annotations += _pieces(label, number, entry, len(classes), background)
-    _write(folder / CROPS, images, annotations, classes)
+    write_document(folder / CROPS, images, annotations, categories(classes))
 
 
 def write_frames(
@@ -57,21 +57,26 @@ def write_frames(
     background: int | None,
 ) -> None:
     """`coco_frames.json`: one image a frame, file names relative to `frames/`, a `__query__` mark a region."""
-    by_image: dict[str, list[SidecarRegion]] = {}
-    for entry in entries:
-        by_image.setdefault(entry.region.image_id, []).append(entry)
     images, annotations = [], []
-    for number, asked in enumerate(by_image.values(), 1):
+    for number, asked in enumerate(by_image(entries), 1):
         rows, columns = asked[0].source.shape
         name = Path(asked[0].files["frame"]).name
-        images.append(_image(number, name, rows, columns) | {"query_ids": [e.region.id for e in asked]})
+        images.append(image_record(number, name, rows, columns) | {"query_ids": [e.region.id for e in asked]})
         for entry in asked:
-            annotations.append(_mark(number, entry, len(classes)))
+            annotations.append(mark(number, entry, len(classes) + 2))
             if entry.region.id in proposals:
                 label = proposals[entry.region.id].label.astype(np.uint8)
                 placed = np.pad(label, _margins(entry), constant_values=255)
                 annotations += _pieces(placed, number, entry, len(classes), background)
-    _write(folder / FRAMES, images, annotations, classes)
+    write_document(folder / FRAMES, images, annotations, categories(classes))
+
+
+def by_image(entries: Sequence[SidecarRegion]) -> list[list[SidecarRegion]]:
+    """The regions of each image, in the order in which the images were asked."""
+    grouped: dict[str, list[SidecarRegion]] = {}
+    for entry in entries:
+        grouped.setdefault(entry.region.image_id, []).append(entry)
+    return list(grouped.values())
 
 
 def _margins(entry: SidecarRegion) -> list[tuple[int, int]]:
@@ -79,7 +84,8 @@ def _margins(entry: SidecarRegion) -> list[tuple[int, int]]:
     return [(start, whole - stop) for start, stop, whole in sides]
 
 
-def _image(number: int, name: str, rows: int, columns: int) -> dict[str, Any]:
+def image_record(number: int, name: str, rows: int, columns: int) -> dict[str, Any]:
+    """An image that nobody has reviewed yet."""
     return {"id": number, "file_name": name, "width": columns, "height": rows, "reviewed": False}
 
 
@@ -107,11 +113,12 @@ def _pieces(
     return found
 
 
-def _mark(image: int, entry: SidecarRegion, n_classes: int) -> dict[str, Any]:
+def mark(image: int, entry: SidecarRegion, category: int) -> dict[str, Any]:
+    """The outline of a region on its whole frame."""
     (top, left), (bottom, right) = entry.region.box
     return {
         "image_id": image,
-        "category_id": n_classes + 2,
+        "category_id": category,
         "segmentation": [[left, top, right, top, right, bottom, left, bottom]],
         "area": (bottom - top) * (right - left),
         "bbox": [left, top, right - left, bottom - top],
@@ -120,7 +127,9 @@ def _mark(image: int, entry: SidecarRegion, n_classes: int) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, images: list[dict[str, Any]], annotations: list[dict[str, Any]], classes: Sequence[str]) -> None:
+def write_document(
+    path: Path, images: list[dict[str, Any]], annotations: list[dict[str, Any]], named: list[dict[str, Any]]
+) -> None:
+    """Write a COCO json; annotations are numbered from 1."""
     numbered = [{"id": i, **a} for i, a in enumerate(annotations, 1)]
-    document = {"images": images, "annotations": numbered, "categories": categories(classes)}
-    path.write_text(json.dumps(document), encoding="utf-8")
+    path.write_text(json.dumps({"images": images, "annotations": numbered, "categories": named}), encoding="utf-8")

@@ -44,11 +44,8 @@ def write_frame(
     Returns:
         Region id to (role to file, relative to `folder`).
     """
-    shown = image if len(image) == 3 else np.repeat(image[:1], 3, axis=0)
-    pixels = np.ascontiguousarray(np.clip(np.rint(shown), 0, 255).astype(np.uint8).transpose(1, 2, 0))
-    suffix = ".jpg" if source.suffix.lower() in (".jpg", ".jpeg") else ".png"
-    frame = f"frames/{image_id}{suffix}"
-    save(folder / frame, marked(pixels, regions))
+    pixels = pixels_of(image)
+    frame = save_marked(folder, image_id, pixels, source, regions)
     files = {}
     for region in regions:
         roles = {"image": f"images/{region.id}.png", "frame": frame}
@@ -58,6 +55,22 @@ def write_frame(
             save(folder / roles["proposal"], proposals[region.id].label.astype(np.uint8))
         files[region.id] = roles
     return files
+
+
+def pixels_of(image: Float[np.ndarray, "channels h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB of an image as it is read: 0..255; of any other number of channels, the first is shown in grey."""
+    shown = image if len(image) == 3 else np.repeat(image[:1], 3, axis=0)
+    return np.ascontiguousarray(np.clip(np.rint(shown), 0, 255).astype(np.uint8).transpose(1, 2, 0))
+
+
+def save_marked(
+    folder: Path, image_id: str, pixels: UInt8[np.ndarray, "h w 3"], source: Path, regions: Sequence[QueryRegion]
+) -> str:
+    """Write the whole frame with its regions outlined; its name, relative to the batch."""
+    suffix = ".jpg" if source.suffix.lower() in (".jpg", ".jpeg") else ".png"
+    frame = f"frames/{image_id}{suffix}"
+    save(folder / frame, marked(pixels, regions))
+    return frame
 
 
 def marked(pixels: UInt8[np.ndarray, "h w 3"], regions: Sequence[QueryRegion]) -> UInt8[np.ndarray, "h w 3"]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import colorsys
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from xml.sax.saxutils import quoteattr
 
+from dal_dense.exchange.coco import IGNORE_NAME, QUERY_NAME
 from dal_dense.query import QueryRegion, Sidecar
 from dal_dense.records import IGNORE
 
@@ -35,9 +38,43 @@ Return one of these in returned/:
 Mark ground you cannot tell as __ignore__ ({ignore} in a PNG). Where outlines overlap, the smaller lies on top.
 """
 
-_BOTH = """\
+_BOXES = """\
+images/      the crops to label; of a box query, the predicted box with the ground around it
+frames/      the whole frames with the regions outlined, to see what is around
+region_masks/      a mask a frame, 255 inside this round's regions
+coco_crops.json    the crops with the predicted boxes, for CVAT, Label Studio and others that read COCO
+coco_frames.json   the whole frames with the predicted boxes; __query__ outlines a region
 
-Both: {ignore} means "leave unlabelled". times.csv (columns region_id,seconds) may log how long each region took.
+Crops and whole images: draw a box around EVERY object inside; what is not boxed is taken for background. Of an
+object that the border cuts, box the part you see.
+Box queries (listed as "box" below): judge the one box. Right: leave it. Wrong place or class: correct it. No object:
+delete it. An object nearby that has no box may be added; you need not look for others.
+Draw __ignore__ around what you cannot tell, such as a crowd (or set iscrowd to 1).
+
+Return the COCO json, under any name, in returned/. Set "reviewed": true on each image that is done, or name the
+regions in reviewed.txt, one a line (* for all). A reviewed image without a box is an answer: nothing is there.
+
+CVAT: 1. new task; paste these labels into the "Raw" tab; upload images/ (or frames/)
+{labels}
+      2. Actions, Upload annotations, COCO 1.0, coco_crops.json (or coco_frames.json)
+      3. when done: Export task dataset, COCO 1.0; put instances_default.json into returned/
+      4. CVAT drops "reviewed", so list the finished regions in returned/reviewed.txt
+Label Studio: 1. new project; paste this under Labeling Setup, Code
+{setup}
+      2. import images/; or, to begin from the predictions, serve images/ and import the tasks.json that comes from
+         label-studio-converter import coco -i coco_crops.json -o tasks.json --out-type predictions \
+           --image-root-url URL_OF_IMAGES
+      3. when done: Export, COCO; put result.json into returned/ and list the finished regions in returned/reviewed.txt
+Both may number classes anew: their names count. Leave the images' names as they are.
+"""
+
+_MASKS = """\
+
+Both: {ignore} means "leave unlabelled".
+"""
+
+_ALL = """\
+times.csv (columns region_id,seconds) may log how long each region took.
 Return as many as are done; the rest stays open. Leave query.json as it is, and keep the regions' names.
 Then call the command again that made this batch.
 """
@@ -46,12 +83,13 @@ Then call the command again that made this batch.
 def write_guide(folder: Path, sidecar: Sidecar, ndim: int) -> None:
     """Write README.txt and, for volumes, the label tables."""
     minutes = sum(e.region.seconds for e in sidecar.regions) / 60
-    classes = [f"  {value:>3}  {name}" for value, name in sidecar.classes.items()]
+    named = sidecar.classes.items()
+    classes = [f"  {value:>3}  {name}" for value, name in named if sidecar.labels == "mask" or value != "0"]
     title = f"Round {sidecar.round} of run {sidecar.run}: {len(sidecar.regions)} regions, about {minutes:.0f} minutes"
     lines = [
         title,
         "",
-        ((_VOLUMES if ndim == 3 else _FRAMES) + _BOTH).format(ignore=sidecar.ignore_index),
+        *_steps(sidecar, ndim),
         "Classes",
         *classes,
         "",
@@ -66,9 +104,21 @@ def write_guide(folder: Path, sidecar: Sidecar, ndim: int) -> None:
         (folder / "labels.ctbl").write_text(slicer_table(names), encoding="utf-8")
 
 
+def _steps(sidecar: Sidecar, ndim: int) -> list[str]:
+    if sidecar.labels == "mask":
+        return [((_VOLUMES if ndim == 3 else _FRAMES) + _MASKS + _ALL).format(ignore=sidecar.ignore_index)]
+    names = [*list(sidecar.classes.values())[1:], IGNORE_NAME, QUERY_NAME]
+    labels = json.dumps([{"name": name, "type": "rectangle", "attributes": []} for name in names])
+    options = "".join(f"<Label value={quoteattr(name)}/>" for name in names)
+    boxes = f'<RectangleLabels name="label_rectangles" toName="image">{options}</RectangleLabels>'
+    setup = f'<View><Image name="image" value="$image"/>{boxes}</View>'
+    return [_BOXES.format(labels=labels, setup=setup), _ALL]
+
+
 def _row(region: QueryRegion) -> str:
     where = f"{list(region.start)} {list(region.stop)}"
-    return f"  {region.id}  {region.image_id}  {where}  about {region.seconds:.0f} s"
+    kind = "  box" if region.kind == "box" else ""
+    return f"  {region.id}  {region.image_id}  {where}  about {region.seconds:.0f} s{kind}"
 
 
 def snap_table(classes: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dal_dense.errors import LabelError
-from dal_dense.exchange import coco_returns, frames, nifti, side_files
+from dal_dense.exchange import boxes_in, coco_returns, frames, nifti, side_files
 from dal_dense.exchange.asked import SIDECAR, Asked, Marks, Returned, load_sidecar
 from dal_dense.exchange.inbox import owner_of
 
@@ -25,14 +25,16 @@ HINTS = {
     ".zip": "unpack it here",
     ".xml": "export as COCO 1.0",
 }
+_ROUNDING = 0.02
+"""Pixels by which a tool may move a corner when it writes it."""
 _BINS = ("__MACOSX", "$RECYCLE.BIN", "#recycle", "@eaDir")
 """Folders in which systems keep deleted files, thumbnails and the like."""
-_SENT = ("images", "proposals", "scans", "frames")
+_SENT = ("images", "proposals", "scans", "frames", "region_masks")
 """Folders of a batch; nothing in them is an answer."""
 
 
 def read_returns(
-    batch_dir: Path, returns_dir: Path, *, earlier: Sequence[Path] = ()
+    batch_dir: Path, returns_dir: Path, *, earlier: Sequence[Path] = (), min_visible: float = 0.25
 ) -> tuple[list[Returned], list[str]]:
     """All labels in a folder that answer a batch, and what could not be taken, a line each.
 
@@ -43,6 +45,7 @@ def read_returns(
         batch_dir: the batch whose `query.json` says what was asked.
         returns_dir: folder of labels, searched with its subfolders; may not be there yet.
         earlier: batches of earlier rounds that share the folder, oldest first.
+        min_visible: boxes: objects cut by a region's border to less than this share are ignored.
 
     Returns:
         Labels in the order the regions were asked, and problems in plain words.
@@ -53,7 +56,7 @@ def read_returns(
     problems: list[str] = []
     sidecars = [load_sidecar(d) for d in (*earlier, batch_dir)]
     files = list(_files(returns_dir, sidecars[-1].run, problems))
-    asked = Asked.of(sidecars, _marks(files, len(sidecars) > 1, problems))
+    asked = Asked.of(sidecars, _marks(files, len(sidecars) > 1, problems), min_visible)
     found: list[Returned] = []
     times: dict[str, float] = {}
     for path, file in files:
@@ -160,6 +163,8 @@ def _bad_names(asked: Asked, times: Iterable[str]) -> Iterator[str]:
 def _read(path: Path, file: str, asked: Asked, times: dict[str, float], problems: list[str]) -> list[Returned]:
     """One file by its kind; times and problems are added to."""
     lower = path.name.lower()
+    if asked.boxes and lower.endswith((*nifti.SUFFIXES, ".png")):
+        raise LabelError(f"{file}: masks are no answer to a detection batch; return boxes as COCO json")
     for suffix in nifti.SUFFIXES:
         if lower.endswith(suffix):
             return nifti.read_label(path, path.name[: -len(suffix)], asked, file)
@@ -172,7 +177,8 @@ def _read(path: Path, file: str, asked: Asked, times: dict[str, float], problems
     elif lower.endswith(".json"):
         lead = side_files.lead_times(path)
         if lead is None:
-            found, bad = coco_returns.read_document(path, asked, file)
+            read_document = boxes_in.read_document if asked.boxes else coco_returns.read_document
+            found, bad = read_document(path, asked, file)
             problems += bad
             return found
         times |= {name: s for name, s in lead.items() if name in asked.regions}
@@ -193,7 +199,7 @@ def _settled(found: list[Returned], times: dict[str, float], asked: Asked, probl
     settled = []
     for name in asked.regions:
         items = by_region.get(name, [])
-        others = [i.source for i in items[1:] if not np.array_equal(i.label, items[0].label)]
+        others = [i.source for i in items[1:] if not _same(i.label, items[0].label)]
         if others:
             problems.append(
                 f"region {name}: {items[0].source} and {others[0]} hold different labels, so none is taken; keep one"
@@ -201,3 +207,10 @@ def _settled(found: list[Returned], times: dict[str, float], asked: Asked, probl
         elif items:
             settled.append(replace(items[0], seconds=times.get(name)))
     return settled
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Is this the same label? Tools round boxes, to a hundredth of a pixel or finer."""
+    if one.dtype == np.uint8:
+        return np.array_equal(one, other)
+    return one.shape == other.shape and np.allclose(one, other, rtol=0, atol=_ROUNDING)

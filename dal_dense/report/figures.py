@@ -178,7 +178,7 @@ def reliability(bins: Sequence[tuple[float, float]]) -> str:
 
 def metric_name(metric: str | None) -> str:
     """As a reader writes it."""
-    names: Mapping[str, str] = {"dice": "Dice", "miou": "mIoU", "map": "mAP"}
+    names: Mapping[str, str] = {"dice": "Dice", "miou": "mIoU", "ap": "AP", "ap50": "AP50"}
     return names.get(metric or "", metric or "metric")
 
 

@@ -47,8 +47,8 @@ def _one(data: DataConfig, root: Path, file: Path, split_name: str | None) -> Li
     images, categories = content.get("images"), content.get("categories")
     if not isinstance(images, list) or not isinstance(categories, list) or not categories:
         raise DataError(f'{file}: needs the lists "images" and "categories" (COCO); correct it')
-    labels = {_whole(c.get("id"), f"{file}: category {c.get('name')!r}"): str(c["name"]) for c in categories}
-    by_image = _annotations(content.get("annotations", []), images, labels, file)
+    labels = _categories(categories, file)
+    by_image = _annotations(content.get("annotations") or [], images, labels, file)
     base = inside(root, root, data.images, Path("data.images"))
     present = Present()
     entries, missing, annotations = [], {}, {}
@@ -66,6 +66,17 @@ def _one(data: DataConfig, root: Path, file: Path, split_name: str | None) -> Li
         if known:
             annotations[name] = tuple(own)
     return Listing(entries, labels, missing, annotations, "coco")
+
+
+def _categories(categories: list[Mapping[str, Any]], file: Path) -> dict[int, str]:
+    labels: dict[int, str] = {}
+    for category in categories:
+        name = category.get("name")
+        number = _whole(category.get("id"), f"{file}: category {name!r}")
+        if name is None or number in labels:
+            raise DataError(f"{file}: category {number} ({name!r}) has no name or is there twice; correct it")
+        labels[number] = str(name)
+    return labels
 
 
 def _annotations(

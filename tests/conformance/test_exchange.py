@@ -25,10 +25,11 @@ from dal_dense.query import Query, QueryRegion, Sidecar
 from dal_dense.regions import slices
 from dal_dense.tasks.base import IGNORE, Proposal
 
-SHAPES = {"volumes": (14, 11, 9), "frames": (33, 47)}
+SHAPES = {"volumes": (14, 11, 9), "frames": (33, 47), "boxes": (33, 47)}
 BOXES = {  # a corner, a border, the middle, one voxel thick
     "volumes": [((0, 0, 0), (5, 4, 3)), ((9, 6, 4), (14, 11, 9)), ((5, 4, 3), (8, 9, 4)), ((0, 10, 8), (8, 11, 9))],
     "frames": [((0, 0), (8, 9)), ((20, 40), (33, 47)), ((10, 10), (19, 31)), ((32, 0), (33, 20))],
+    "boxes": [((0, 0), (8, 9)), ((20, 40), (33, 47)), ((10, 10), (19, 31)), ((31, 0), (33, 20))],
 }
 Labels = dict[str, np.ndarray]
 
@@ -47,11 +48,12 @@ def frames(root: Path) -> None:
         cv2.imwrite(str(root / f"image_{i}.png"), values)
 
 
-POOLS: dict[str, Callable[[Path], None]] = {"volumes": volumes, "frames": frames}
+POOLS: dict[str, Callable[[Path], None]] = {"volumes": volumes, "frames": frames, "boxes": frames}
 
 
 @dataclass(frozen=True)
 class Case:
+    kind: str
     pool: Pool
     query: Query
     labels: Labels
@@ -60,6 +62,25 @@ class Case:
     @property
     def returned(self) -> Path:
         return self.batch / "returned"
+
+
+def random_label(kind: str, region: QueryRegion, rng: np.random.Generator, ignore: bool) -> np.ndarray:
+    """Voxels of three classes, or up to four boxes; with ground to ignore if asked."""
+    if kind != "boxes":
+        return rng.choice([0, 1, 2, IGNORE] if ignore else [0, 1, 2], region.shape).astype(np.uint8)
+    rows = []
+    for _ in range(rng.integers(5)):
+        low = rng.uniform(0, 0.6, 2)
+        high = low + rng.uniform(0.1, 0.4, 2)
+        start, sides = np.array(region.start), np.array(region.shape)
+        corners = np.float32([*(start + low * sides), *(start + high * sides)])  # as detectors give them
+        status = rng.integers(2) if ignore else 0
+        rows.append([*corners.tolist(), 0 if status else rng.integers(1, 3), status])
+    return np.array(sorted(rows, key=lambda r: (r[5], r[4], *r[:4])), np.float64).reshape(-1, 6)
+
+
+def empty_label(kind: str, region: QueryRegion) -> np.ndarray:
+    return np.zeros((0, 6)) if kind == "boxes" else np.zeros(region.shape, np.uint8)
 
 
 def give_crops(case: Case, labels: Labels) -> None:
@@ -109,6 +130,25 @@ def give_coco(case: Case, labels: Labels, name: str) -> None:
     (case.returned / "export.json").write_text(json.dumps(content))
 
 
+def give_boxes(case: Case, labels: Labels, name: str) -> None:
+    """As a tool would, drawn anew; finished images are marked."""
+    content = json.loads((case.batch / name).read_text())
+    numbers = {c["name"]: c["id"] for c in content["categories"]}
+    content["annotations"] = [a for a in content["annotations"] if a["category_id"] == numbers["__query__"]]
+    for image in content["images"]:
+        image["reviewed"] = image.get("query_id") in labels
+        for region in case.query.regions:
+            if region.id in labels and region.id in (image.get("query_id"), *image.get("query_ids", ())):
+                top, left = (0, 0) if "query_ids" in image else region.start
+                for r0, c0, r1, c1, number, status in labels[region.id].tolist():
+                    category = numbers["__ignore__"] if status else numbers[case.pool.classes[int(number)]]
+                    bbox = [c0 - left, r0 - top, c1 - c0, r1 - r0]
+                    content["annotations"].append({"image_id": image["id"], "category_id": category, "bbox": bbox})
+    if name == "coco_frames.json":
+        (case.returned / "reviewed.txt").write_text("\n".join(labels))
+    (case.returned / "export.json").write_text(json.dumps(content))
+
+
 WAYS: dict[str, tuple[str, Callable[[Case, Labels], None]]] = {
     "NIfTI crops": ("volumes", give_crops),
     "NIfTI scans": ("volumes", give_whole),
@@ -116,6 +156,8 @@ WAYS: dict[str, tuple[str, Callable[[Case, Labels], None]]] = {
     "index PNG frames": ("frames", give_whole),
     "COCO crops": ("frames", lambda case, labels: give_coco(case, labels, "coco_crops.json")),
     "COCO frames": ("frames", lambda case, labels: give_coco(case, labels, "coco_frames.json")),
+    "COCO boxes of crops": ("boxes", lambda case, labels: give_boxes(case, labels, "coco_crops.json")),
+    "COCO boxes of frames": ("boxes", lambda case, labels: give_boxes(case, labels, "coco_frames.json")),
 }
 
 
@@ -129,15 +171,16 @@ def build(tmp: Path, kind: str) -> Case:
         for i, (a, b) in enumerate(BOXES[kind])
     )
     rng = np.random.default_rng(7)
-    labels = {r.id: rng.integers(0, 3, r.shape).astype(np.uint8) for r in regions}
-    labels[regions[0].id][:] = 0  # looked at and empty
-    proposals = {k: Proposal(v, np.zeros(v.shape, np.float32)) for k, v in labels.items()}
+    labels = {r.id: random_label(kind, r, rng, ignore=False) for r in regions}
+    labels[regions[0].id] = empty_label(kind, regions[0])  # looked at
+    scores = {k: np.full(len(v), 0.5) if kind == "boxes" else None for k, v in labels.items()}
+    proposals = {k: Proposal(v, np.zeros(v.shape, np.float32), scores[k]) for k, v in labels.items()}
     query = Query(round=3, strategy="hybrid", seed=11, regions=regions)
     batch = write_batch(
         tmp / "queries" / "round_003", query, pool, proposals,
-        run_id="a-run", classes=pool.classes, model_sha256="f" * 64,
+        run_id="a-run", classes=pool.classes, model_sha256="f" * 64, boxes=kind == "boxes",
     )  # fmt: skip
-    return Case(pool, query, labels, batch)
+    return Case(kind, pool, query, labels, batch)
 
 
 @pytest.fixture(params=POOLS)
@@ -154,7 +197,7 @@ def way(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Case, Callable[
 def same(found: list[Any], expected: Labels) -> None:
     assert {f.region_id for f in found} == expected.keys()
     for item in found:
-        assert item.label.dtype == np.uint8 and item.label.flags.writeable
+        assert item.label.dtype == expected[item.region_id].dtype and item.label.flags.writeable
         np.testing.assert_array_equal(item.label, expected[item.region_id])
 
 
@@ -166,7 +209,7 @@ def test_the_sidecar_says_where_every_region_came_from(case: Case) -> None:
     for entry in sidecar.regions:
         record = case.pool[entry.region.image_id]
         assert entry.source.sha256 == hashlib.sha256((record.root / entry.source.path).read_bytes()).hexdigest()
-        assert entry.source.shape == SHAPES["volumes" if case.pool.ndim == 3 else "frames"]
+        assert entry.source.shape == SHAPES[case.kind]
         assert (entry.source.affine is not None) == (case.pool.ndim == 3)
         assert {"image", "proposal"} <= entry.files.keys() and entry.status == "open"
 
@@ -181,7 +224,7 @@ def test_every_file_named_is_there_and_inside_the_batch(case: Case) -> None:
 
 def test_nothing_is_left_beside_a_finished_batch_and_none_of_it_depends_on_when(case: Case, tmp_path: Path) -> None:
     assert [p.name for p in case.batch.parent.iterdir()] == ["round_003"]
-    again = build(tmp_path / "again", "volumes" if case.pool.ndim == 3 else "frames")
+    again = build(tmp_path / "again", case.kind)
     files = {p.relative_to(case.batch): p.read_bytes() for p in case.batch.rglob("*") if p.is_file()}
     assert files == {p.relative_to(again.batch): p.read_bytes() for p in again.batch.rglob("*") if p.is_file()}
 
@@ -202,7 +245,7 @@ def test_labels_come_back_as_they_went_out(way: tuple[Case, Callable[[Case, Labe
 def test_any_other_label_comes_back_too_ignore_included(way: tuple[Case, Callable[[Case, Labels], None]]) -> None:
     case, give = way
     rng = np.random.default_rng(1)
-    labels = {k: rng.choice([0, 1, 2, IGNORE], v.shape).astype(np.uint8) for k, v in case.labels.items()}
+    labels = {r.id: random_label(case.kind, r, rng, ignore=True) for r in case.query.regions}
     give(case, labels)
     found, problems = read_returns(case.batch, case.returned)
     same(found, labels)

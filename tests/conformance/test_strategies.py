@@ -1,5 +1,6 @@
 """What any acquisition strategy in the table must do, whatever it is after."""
 
+import itertools
 from collections import Counter
 from dataclasses import replace
 
@@ -12,26 +13,35 @@ from dal_dense.acquire import STRATEGIES, Budget, Round, Selection, acquire
 from dal_dense.config import StrategyConfig
 from dal_dense.errors import BudgetError, ConfigError, DataError
 from dal_dense.noise import region_keys
-from dal_dense.offers import Offers, concat
+from dal_dense.offers import KINDS, Offers, Parts, concat
 from dal_dense.regions import Regions
 
 CLASSES = 3
 QUOTA = (1, 2)
 
 
-def image_offers(image: int, rows: int, gen: torch.Generator, *, axes: int, embedding: int = 4) -> Offers:
-    """Random boxes of one image, many of them overlapping; every tenth is labelled ground."""
+def image_offers(
+    image: int, rows: int, gen: torch.Generator, *, axes: int, embedding: int = 4, single: bool = False
+) -> Offers:
+    """Random boxes of one image, many of them overlapping; every tenth is labelled ground.
+
+    `single`: most are predicted boxes, as a detector offers them, and frames know their time.
+    """
     start = torch.randint(0, 12, (rows, axes), generator=gen)
     regions = Regions(start, start + torch.randint(1, 7, (rows, axes), generator=gen))
     shares = torch.rand(rows, CLASSES, generator=gen) + 1e-3
     score = torch.rand(rows, generator=gen) * (torch.rand(rows, generator=gen) > 0.1)
     shares = shares / shares.sum(1, keepdim=True)
     seconds = torch.rand(rows, generator=gen) * 20 * (torch.rand(rows, generator=gen) > 0.1)
+    alone = (torch.rand(rows, generator=gen) < 0.8) & single
+    time = torch.full((rows,), float(torch.randint(0, 6, (1,), generator=gen)), dtype=torch.float64)
+    time[:] = torch.nan if float(torch.rand(1, generator=gen)) < 0.2 else time
+    found = 2 * rows
     return Offers(
         image=torch.full((rows,), image),
         group=torch.full((rows,), image // 2),
         regions=regions,
-        kind=torch.zeros(rows, dtype=torch.uint8),
+        kind=torch.where(alone, KINDS.index("box"), 0).to(torch.uint8),
         key=region_keys(f"image {image}", regions),
         score=score,
         class_score=shares * score[:, None],
@@ -43,30 +53,37 @@ def image_offers(image: int, rows: int, gen: torch.Generator, *, axes: int, embe
         image_seconds=torch.full((rows,), float(torch.rand(1, generator=gen) * 10)),
         embedding=torch.rand(rows, embedding, generator=gen),
         labelled=torch.rand(rows, generator=gen) < 0.1,
+        extra={"time": time},
+        parts=Parts(
+            row=torch.randint(0, rows, (found,), generator=gen),
+            classes=torch.randint(1, CLASSES, (found,), generator=gen),
+            weight=torch.rand(found, generator=gen),
+            embedding=torch.randn(found, 4, generator=gen),
+        ),
     )
 
 
-def random_offers(seed: int, images: int, rows: int, axes: int = 2) -> Offers:
+def random_offers(seed: int, images: int, rows: int, axes: int = 2, single: bool = False) -> Offers:
     gen = torch.Generator().manual_seed(seed)
-    made = concat([image_offers(i, rows, gen, axes=axes) for i in range(images)])
+    made = concat([image_offers(i, rows, gen, axes=axes, single=single) for i in range(images)])
     first = {int(k): n for n, k in reversed(list(enumerate(made.key)))}  # offers hold a box once
     return made[torch.tensor(sorted(first.values()))]
 
 
-Case = tuple[tuple[int, int, int, int], Budget, Round]
+Case = tuple[tuple[int, int, int, int, bool], Budget, Round]
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """(seed, images, rows, axes) for `random_offers`, a budget and a round."""
+    """(seed, images, rows, axes, single) for `random_offers`, a budget and a round."""
     recipe = (
         draw(st.integers(0, 2**20)),
         draw(st.integers(1, 6)),
         draw(st.integers(1, 12)),
-        draw(st.sampled_from([2, 3])),
+        *draw(st.sampled_from([(2, False), (3, False), (2, True)])),
     )
     cap = st.none() | st.integers(1, 3)
-    budget = Budget(draw(st.floats(0.5, 120)), draw(cap), draw(cap))
+    budget = Budget(draw(st.floats(0.5, 120)), draw(cap), draw(cap), draw(st.none() | st.sampled_from([0.5, 1.0, 3.0])))
     total = draw(st.integers(1, 5))
     return recipe, budget, Round(draw(st.integers(1, total)), total, draw(st.integers(0, 2**31)))
 
@@ -86,17 +103,41 @@ def prices(offers: Offers, rows: list[int]) -> torch.Tensor:
     return torch.stack(paid)
 
 
+def clashes(offers: Offers) -> torch.Tensor:
+    """Which two rows share ground; of two single boxes, which mean one object (N, N), voxel by voxel."""
+    found = torch.zeros(len(offers), len(offers), dtype=torch.bool)
+    ground = [
+        {(int(image), *place) for place in itertools.product(*(range(a, b) for a, b in zip(*box, strict=True)))}
+        for image, box in zip(offers.image, offers.regions.boxes(), strict=True)
+    ]
+    single = offers.kind == KINDS.index("box")
+    for a, b in itertools.product(range(len(offers)), repeat=2):
+        shared = len(ground[a] & ground[b])
+        least = len(ground[a] | ground[b]) / 2 if single[a] and single[b] else 1
+        found[a, b] = shared >= least
+    return found
+
+
+def too_near(offers: Offers, budget: Budget) -> torch.Tensor:
+    """Which two rows lie in different frames of a group, less than the least gap apart (N, N)."""
+    time = offers.extra["time"]
+    if budget.min_gap is None:
+        return torch.zeros(len(offers), len(offers), dtype=torch.bool)
+    close = (time[:, None] - time[None]).abs() < budget.min_gap
+    return close & (offers.group[:, None] == offers.group[None]) & (offers.image[:, None] != offers.image[None])
+
+
 def may_still_take(offers: Offers, budget: Budget, chosen: list[int]) -> list[int]:
     """Rows that could be added without breaking a promise, by brute force."""
     taken_ground = chosen + offers.labelled.nonzero()[:, 0].tolist()
     spent = float(prices(offers, chosen).double().sum())
     images = Counter(offers.image[chosen].tolist())
     groups = Counter(offers.group[chosen].tolist())
-    overlap = offers.regions.overlaps(offers.regions)
+    overlap, near = clashes(offers), too_near(offers, budget)
     found = []
     for row in range(len(offers)):
         image, group = int(offers.image[row]), int(offers.group[row])
-        clash = any(int(offers.image[o]) == image and bool(overlap[row, o]) for o in taken_ground)
+        clash = bool(overlap[row, taken_ground].any()) or bool(near[row, chosen].any())
         full = images[image] == budget.max_per_image or groups[group] == budget.max_per_group
         price = float(prices(offers, [*chosen, row])[-1])
         if not clash and not full and spent + price <= budget.seconds:
@@ -133,19 +174,16 @@ def test_keeps_budget_caps_and_ground(name: str, case: Case) -> None:
     assert selection.total <= budget.seconds and sum(selection.seconds.tolist()) <= budget.seconds
     assert selection.value.isfinite().all()
     ground = rows + offers.labelled.nonzero()[:, 0].tolist()
-    same_image = offers.image[rows][:, None] == offers.image[ground][None]
-    clash = offers.regions[torch.tensor(rows)].overlaps(offers.regions[torch.tensor(ground)]) & same_image
-    assert int(clash.sum()) == len(rows)  # each with itself
+    assert int(clashes(offers)[rows][:, ground].sum()) == len(rows)  # each with itself
+    assert not too_near(offers, budget)[rows][:, rows].any()
     assert max(Counter(offers.image[rows].tolist()).values()) <= (budget.max_per_image or len(rows))
     assert max(Counter(offers.group[rows].tolist()).values()) <= (budget.max_per_group or len(rows))
     assert not may_still_take(offers, budget, rows), "stopped while something allowed was affordable"
 
 
 def _affordable_at_first(offers: Offers, budget: Budget) -> list[int]:
-    ground = offers[offers.labelled]
-    overlap = offers.regions.overlaps(ground.regions) & (offers.image[:, None] == ground.image[None])
     cheap = offers.seconds + offers.image_seconds <= budget.seconds
-    return (cheap & ~overlap.any(1)).nonzero()[:, 0].tolist()
+    return (cheap & ~clashes(offers)[:, offers.labelled].any(1)).nonzero()[:, 0].tolist()
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
@@ -207,7 +245,9 @@ def test_nothing_on_offer(name: str) -> None:
             choose(name, empty, Budget(50.0), Round(1, 2, 0))
 
 
-@pytest.mark.parametrize("column", ["score", "class_score", "shares", "seconds", "image_seconds", "embedding"])
+@pytest.mark.parametrize(
+    "column", ["score", "class_score", "shares", "objects", "seconds", "image_seconds", "embedding"]
+)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_that_are_none(name: str, column: str, value: float) -> None:
     offers = random_offers(2, 2, 5)
@@ -233,6 +273,15 @@ def test_degenerate_columns(name: str) -> None:
     offers = replace(offers, **flat, embedding=torch.zeros_like(offers.embedding))
     selection = choose(name, offers, Budget(1.0, max_per_image=2), Round(1, 1, 0))
     assert len(selection) and selection.value.isfinite().all() and selection.total == 0
+
+
+def test_without_objects_it_works_or_says_so(name: str) -> None:
+    offers = replace(random_offers(4, 4, 8), parts=None)
+    if name == "ppal":
+        with pytest.raises(ConfigError, match=r"ppal compares detected objects.*use hybrid"):
+            choose(name, offers, Budget(50.0), Round(1, 2, 0))
+    else:
+        assert len(choose(name, offers, Budget(50.0), Round(1, 2, 0)))
 
 
 def test_no_quota_classes(name: str) -> None:

@@ -16,7 +16,7 @@ from dal_dense.acquire.distance import nearest
 from dal_dense.acquire.values import scheduled_beta
 from dal_dense.config import StrategyConfig
 from dal_dense.errors import BudgetError, ConfigError
-from dal_dense.offers import Offers
+from dal_dense.offers import KINDS, Offers
 from dal_dense.regions import Regions
 
 FIRST = Round(1, 1, 0)
@@ -139,6 +139,72 @@ def test_start_set_uses_its_own_strategy() -> None:
     for number, groups in [(0, {0, 1}), (1, {0})]:
         chosen = acquire(offers, Budget(2.0), greedy, Round(number, 3, 0), quota_classes=()).rows
         assert set(offers.group[chosen].tolist()) == groups
+
+
+def singles(offers: Offers, rows: Sequence[int]) -> Offers:
+    kind = offers.kind.clone()
+    kind[list(rows)] = KINDS.index("box")
+    return replace(offers, kind=kind)
+
+
+def test_single_boxes_clash_only_where_they_mean_one_object() -> None:
+    # squares of side 4 along one line: shifted by 1 they share 12 of 20 pixels, by 2 they share 8 of 24
+    offers = table(5, image=[0] * 5, start=[0, 1, 2, 3, 20], side=[4] * 5, score=[5, 4, 3, 2, 1])
+    assert choose("greedy", offers, 9.0).rows.tolist() == [0, 4]
+    assert choose("greedy", singles(offers, range(5)), 9.0).rows.tolist() == [0, 2, 4]
+
+
+def test_two_boxes_that_share_exactly_half_mean_one_object() -> None:
+    offers = table(2, image=[0, 0], start=[0, 1], side=[3, 3])  # 6 of 12 pixels
+    assert len(choose("greedy", singles(offers, [0, 1]), 9.0)) == 1
+    wider = table(2, image=[0, 0], start=[0, 2], side=[5, 5])  # 15 of 35
+    assert len(choose("greedy", singles(wider, [0, 1]), 9.0)) == 2
+
+
+def test_a_single_box_and_a_window_share_no_pixel() -> None:
+    offers = table(3, image=[0] * 3, start=[0, 3, 4], side=[4] * 3, score=[3, 2, 1])
+    for alone in ([0], [1]):
+        assert choose("greedy", singles(offers, alone), 9.0).rows.tolist() == [0, 2]
+    known = singles(replace(offers, labelled=torch.tensor([True, False, False])), [1, 2])
+    assert choose("greedy", known, 9.0).rows.tolist() == [2]  # row 0 is a labelled crop
+    known = singles(replace(offers, labelled=torch.tensor([True, False, False])), [0, 1, 2])
+    assert choose("greedy", known, 9.0).rows.tolist() == [1]  # row 0 is a labelled box, row 2 means what row 1 means
+
+
+def test_frames_that_follow_each_other_are_not_asked_in_one_round() -> None:
+    n = math.nan
+    offers = table(8, image=[0, 1, 2, 3, 4, 5, 6, 0], group=[0, 0, 0, 0, 1, 0, 0, 0], start=[0] * 7 + [5])
+    offers = replace(
+        offers,
+        score=torch.arange(8, 0, -1).float(),
+        extra={"time": torch.tensor([10.0, 11.9, 12.0, 8.5, 10.1, n, n, 10.0], dtype=torch.float64)},
+    )
+    config = StrategyConfig(name="greedy")
+
+    def rows(gap: float | None, these: Offers = offers) -> list[int]:
+        return acquire(these, Budget(9.0, min_gap=gap), config, FIRST, quota_classes=()).rows.tolist()
+
+    assert rows(None) == list(range(8))
+    # 1 and 3 are too near to 0, 2 is exactly far enough; another group, unknown times and the frame itself are free
+    assert rows(2.0) == [0, 2, 4, 5, 6, 7]
+    assert rows(2.0, replace(offers, extra={})) == list(range(8))
+    assert rows(2.0, replace(offers, labelled=torch.arange(8) == 0)) == [1, 3, 4, 5, 6]  # known ground is no purchase
+
+
+def test_a_tried_plan_leaves_times_alone() -> None:
+    offers = replace(table(2), extra={"time": torch.tensor([0.0, 1.0], dtype=torch.float64)})
+    basket = Basket(offers, Budget(9.0, min_gap=5.0))
+    basket.copy().take(0, 1.0)
+    assert basket.affordable().all()
+    basket.take(0, 1.0)
+    assert not basket.affordable().any()
+
+
+def test_box_count_takes_the_most_objects_and_ignores_score() -> None:
+    offers = replace(table(4, score=[9.0, 1, 1, 1], seconds=[1.0, 3, 1, 1]), objects=torch.tensor([0.5, 9, 3, 4]))
+    assert choose("box_count", offers, 5.0).rows.tolist() == [1, 3, 2]
+    assert choose("box_count", offers, 2.0).rows.tolist() == [3, 2]
+    assert choose("box_count", offers, 5.0).value.tolist() == [9, 4, 3]
 
 
 # --- random, power --------------------------------------------------------------------------

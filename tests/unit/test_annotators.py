@@ -131,7 +131,7 @@ def test_a_charge_in_volumes_is_in_mm_and_slice_by_slice(tmp_path: Path, ledger:
 def test_an_oracle_without_a_mask_says_which_image_and_what_to_do(tmp_path: Path, ledger: Ledger) -> None:
     pool = frames_pool(tmp_path / "bare", masks=False)
     ledger.record_query(FIRST)
-    with pytest.raises(DataError, match=r"a\.png.*has no mask.*people"):
+    with pytest.raises(DataError, match=r"a\.png.*has no labels.*people"):
         Oracle(COSTS).annotate(FIRST, pool=pool, ledger=ledger)
 
 

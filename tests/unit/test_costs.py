@@ -186,6 +186,26 @@ def test_priors_and_settings_know_every_preset(name: str) -> None:
     assert (prior.boundary, prior.objects) == pytest.approx((PRIORS[name].boundary, PRIORS[name].objects))
 
 
+def test_boxes_cost_what_the_papers_say() -> None:
+    clicks, drawing = PRESETS["box_clicks"], PRESETS["box_drawing"]
+    assert (clicks.object_seconds, drawing.object_seconds) == (7.0, 25.5)
+    for model in (clicks, drawing):
+        assert model.verify_seconds == 1.8 and model.fix_seconds == model.object_seconds
+        assert (model.boundary_seconds, model.unit) == (0.0, "pixel")
+        assert model.seconds(1000.0, 123.0, 2.0) == pytest.approx(
+            model.region_seconds + model.search_seconds + 2 * model.object_seconds
+        )
+    others = [PRESETS[n] for n in PRESETS if not n.startswith("box_")]
+    assert all(m.verify_seconds == m.fix_seconds == 0 for m in others)
+
+
+def test_verifying_and_fixing_can_be_set_and_are_corrected_like_the_rest() -> None:
+    model = cost_model(CostConfig(preset="box_clicks", verify_seconds=3, fix_seconds=4.5))
+    assert (model.verify_seconds, model.fix_seconds, model.object_seconds) == (3, 4.5, 7)
+    twice = model.scaled(2.0)
+    assert (twice.verify_seconds, twice.fix_seconds) == (6, 9)
+
+
 def test_settings_override_the_preset() -> None:
     model = cost_model(CostConfig(preset="frame_clicks", image_seconds=0, boundary_seconds=0.5))
     assert (model.image_seconds, model.boundary_seconds, model.object_seconds) == (0, 0.5, 3.15)

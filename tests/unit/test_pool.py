@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import math
 import os
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from dal_dense.images import read_image
 from dal_dense.pool import Pool, class_table, open_pool
 from dal_dense.records import IGNORE
 from dal_dense.sources.base import Entry, Listing
-from dal_dense.splits import Known, Member, check_unique, first_split, grown_split
+from dal_dense.splits import Known, Member, check_unique, first_split, grown_split, time_of
 
 TWO = {0: "road", 1: "car"}
 
@@ -113,6 +114,45 @@ def test_group_settings_that_cannot_work(tmp_path: Path, setting: dict[str, str]
     (tmp_path / "t.csv").write_text("name,patient\nd0_0,1\n")
     with pytest.raises(error, match=words):
         opened(tmp_path, **setting)
+
+
+def entry(name: str, **fields: object) -> Entry:
+    return Entry(name, (Path(f"{name}.jpg"),), None, None, fields)
+
+
+def test_times_by_field_and_pattern() -> None:
+    none = time_of(DataConfig(format="coco"))
+    assert none(entry("a", t=3)) is None
+    field = time_of(DataConfig(format="coco", time_field="t"))
+    assert [field(entry("a", **f)) for f in ({"t": 3}, {"t": "2.5"}, {"t": None}, {})] == [3.0, 2.5, None, None]
+    assert field(Entry("a", (Path("a.jpg"),), None)) is None
+    pattern = time_of(DataConfig(format="coco", time_pattern=r"_(\d+)$"))
+    assert [pattern(entry(name)) for name in ("drive1_0042", "drive1_x")] == [42.0, None]
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"time_pattern": r"_\d+"}, ConfigError, r"data\.time_pattern: .* has no bracket"),
+        ({"time_pattern": r"_(\d+"}, ConfigError, r"data\.time_pattern: .* is no regular expression"),
+        ({"time_pattern": r"(\d+)", "time_field": "t"}, ConfigError, "times come from data.time_field already"),
+        ({"time_field": "t"}, DataError, r"d_7\.jpg: its time is 'noon', no number; correct it or data\.time_field"),
+        ({"time_field": "u"}, DataError, "its time is nan"),
+        ({"time_field": "v"}, DataError, r"its time is \[1\]"),
+        ({"time_pattern": "(d)_"}, DataError, r"its time is 'd', no number; correct it or data\.time_pattern"),
+    ],
+)
+def test_times_that_cannot_work(settings: dict[str, str], error: type, words: str) -> None:
+    with pytest.raises(error, match=words):
+        time_of(DataConfig.model_validate({"format": "coco", **settings}))(entry("d_7", t="noon", u=math.nan, v=[1]))
+
+
+def test_records_know_their_time_and_a_setting_that_finds_none_is_told(tmp_path: Path) -> None:
+    frames(tmp_path, ["d_0", "d_1", "d_2"])
+    found = opened(tmp_path, time_pattern=r"_(\d+)$", test_fraction=0)
+    assert [r.time for r in found.train] == [0.0, 1.0, 2.0]
+    with pytest.raises(ConfigError, match=r"data\.time_pattern: .* finds no time, as in d_0; correct it"):
+        opened(tmp_path, time_pattern=r"@(\d+)", test_fraction=0)
 
 
 def test_one_image_without_a_group_is_set_aside_unless_strict(tmp_path: Path) -> None:

@@ -203,6 +203,23 @@ def test_tile_shows_labels_heat_and_ignored_ground() -> None:
     assert alone.shape == (side, side, 4)
 
 
+def test_tile_shows_predicted_boxes_where_they_lie_in_the_colour_of_their_class() -> None:
+    asked = QueryRegion(id="r01-000", image_id="a", kind="crop", start=(20, 40), stop=(60, 100), score=1, seconds=1)
+    table = np.array([[30.0, 50.0, 50.0, 80.0, 2.0, 0.0]])
+    proposal = Proposal(table, np.zeros((40, 60), np.float32), np.array([1.0]))
+    view = gallery.view_of(
+        asked, np.zeros((3, 100, 160), np.float32), Header((100, 160), (1.0, 1.0), None), proposal, None
+    )
+    assert view.found is not None and view.label is None
+    picture = gallery.draw_tile(view, top=1.0)
+    width = (picture.shape[1] - 2 * gallery.GAP) // 3
+    scale = width / view.image.shape[1]
+    panel = picture[:, width + gallery.GAP : 2 * width + gallery.GAP, :3]
+    left, top = view.box[1] + 10, view.box[0] + 10  # the box lies 10 rows and 10 columns into the region
+    assert panel[round((top + 10) * scale), round(left * scale)].tolist() == list(rgb(CLASS_COLOURS[1]))
+    assert panel[round((top + 10) * scale), round((left + 15) * scale)].tolist() == [0, 0, 0]  # hollow
+
+
 def test_tiles_of_a_query_skip_what_cannot_be_read(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8))
     (tmp_path / "b.jpg").touch()

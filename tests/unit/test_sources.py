@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from dal_dense.boxes import IGNORED
 from dal_dense.config import DataConfig
 from dal_dense.errors import ConfigError, DataError, MissingPackageError
 from dal_dense.images import anatomical_axes, read_header, read_image
@@ -335,6 +336,141 @@ def test_coco_annotations_that_fit_nothing(tmp_path: Path, change: dict[str, obj
     coco(tmp_path, [{"id": 1, "image_id": 0, **SQUARE, **change}])
     with pytest.raises(DataError, match=words):
         pool(tmp_path, format="coco", listing="all.json")
+
+
+def listing_of(root: Path, name: str, letters: str, **changes: object) -> None:
+    """A COCO json of some frames, each with one box of category 7."""
+    for letter in letters:
+        path = root / f"images/{letter}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((8, 10, 3), np.uint8)).save(path)
+    content = {
+        "images": [{"id": letter, "file_name": f"{letter}.jpg"} for letter in letters],
+        "categories": [{"id": 7, "name": "van"}, {"id": 3, "name": "car"}],
+        "annotations": [
+            {"id": i, "image_id": a, "category_id": 7, "bbox": [1, 2, 3, 4]} for i, a in enumerate(letters)
+        ],
+    }
+    (root / name).write_text(json.dumps({**content, **changes}))
+
+
+def boxes_pool(root: Path, **settings: object) -> Pool:
+    data = DataConfig.model_validate({"format": "coco", "listing": "all.json", "test_fraction": 0, **settings})
+    return open_pool(data, root, seed=0, boxes=True)
+
+
+def test_coco_a_second_json_measures(tmp_path: Path) -> None:
+    listing_of(tmp_path, "all.json", "abc")
+    listing_of(tmp_path, "test.json", "de")
+    found = boxes_pool(tmp_path, test_listing="test.json")
+    assert ids(found.train) == ["a", "b", "c"] and ids(found.test) == ["d", "e"]
+    for record in (*found.train, *found.test):
+        boxes = found.boxes(record)
+        assert boxes is not None and boxes.table().tolist() == [[2, 1, 6, 4, 2, 0]]
+    again = found.refresh()
+    assert ids(again.train) == ids(found.train) and ids(again.test) == ids(found.test)
+    assert again.truth(again["e"]) is not None
+
+
+@pytest.mark.parametrize(
+    "categories",
+    [[{"id": 7, "name": "van"}], [{"id": 7, "name": "car"}, {"id": 3, "name": "van"}]],
+)
+def test_coco_jsons_of_other_categories_do_not_mix(tmp_path: Path, categories: list[dict[str, object]]) -> None:
+    listing_of(tmp_path, "all.json", "abc")
+    listing_of(tmp_path, "test.json", "de", categories=categories)
+    with pytest.raises(DataError, match=r"test\.json: its categories .* differ from those of all\.json"):
+        boxes_pool(tmp_path, test_listing="test.json")
+
+
+def test_coco_an_image_in_both_jsons_is_told(tmp_path: Path) -> None:
+    listing_of(tmp_path, "all.json", "abc")
+    listing_of(tmp_path, "test.json", "cd")
+    with pytest.raises(DataError, match="'c' is in the pool and in the test split"):
+        boxes_pool(tmp_path, test_listing="test.json")
+
+
+def test_coco_unannotated_images_are_open_or_empty_as_the_settings_say(tmp_path: Path) -> None:
+    only_a = [{"id": 1, "image_id": "a", "category_id": 7, "bbox": [1, 2, 3, 4]}]
+    reviewed = [{"id": i, "file_name": f"{i}.jpg", **more} for i, more in
+                [("a", {}), ("b", {}), ("c", {"reviewed": True}), ("d", {"reviewed": False})]]  # fmt: skip
+    listing_of(tmp_path, "all.json", "abcd", annotations=only_a, images=reviewed)
+
+    def known(**settings: object) -> dict[str, int | None]:
+        found = boxes_pool(tmp_path, **settings)
+        truths = {r.id: found.truth(r) for r in found.train}
+        return {name: None if truth is None else len(truth) for name, truth in truths.items()}
+
+    assert known() == known(unannotated="open") == {"a": 1, "b": None, "c": 0, "d": None}
+    assert known(unannotated="empty") == {"a": 1, "b": 0, "c": 0, "d": None}
+
+
+def test_coco_ids_may_be_text_and_category_zero_may_be_an_object(tmp_path: Path) -> None:
+    box = {"bbox": [1, 2, 3, 4], "image_id": "a"}
+    given = [
+        {"id": "x1", **box, "category_id": "0"},
+        {"id": 2, **box, "category_id": 0},
+        {"id": 3, **box, "category_id": "12"},
+    ]
+    names = [{"id": "0", "name": "cat"}, {"id": "12", "name": "dog"}]
+    listing_of(tmp_path, "all.json", "ab", annotations=given, categories=names)
+    found = boxes_pool(tmp_path)
+    assert found.classes == ("background", "cat", "dog")
+    boxes = found.boxes(found["a"])
+    assert boxes is not None and boxes.classes.tolist() == [1, 1, 2]
+
+
+def test_coco_category_zero_named_background_is_no_object(tmp_path: Path) -> None:
+    box = {"bbox": [1, 2, 3, 4], "image_id": "a"}
+    given = [{"id": 1, **box, "category_id": 0}, {"id": 2, **box, "category_id": 1}]
+    names = [{"id": 0, "name": "background"}, {"id": 1, "name": "cat"}]
+    listing_of(tmp_path, "all.json", "ab", annotations=given, categories=names)
+    found = boxes_pool(tmp_path)
+    boxes = found.boxes(found["a"])
+    assert found.classes == ("background", "cat") and boxes is not None and boxes.classes.tolist() == [1]
+
+
+def test_coco_boxes_of_ignored_categories_say_nothing(tmp_path: Path) -> None:
+    listing_of(tmp_path, "all.json", "ab")
+    for settings in ({"classes": {3: "car", 7: "ignore"}}, {"classes": {3: "car"}, "ignore_index": 7}):
+        boxes = boxes_pool(tmp_path, **settings).boxes(boxes_pool(tmp_path, **settings)["a"])
+        assert boxes is not None and boxes.status.tolist() == [IGNORED] and len(boxes.objects) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"categories": [{"id": "seven", "name": "van"}]}, "category 'van' has the id 'seven'; give a whole number"),
+        ({"categories": [{"id": True, "name": "van"}]}, "has the id True"),
+        ({"categories": [{"id": 7.5, "name": "van"}]}, "has the id 7.5"),
+        ({"categories": [{"name": "van"}]}, "has the id None"),
+        ({"categories": [{"id": 7}]}, "has no name or is there twice"),
+        ({"categories": [{"id": 7, "name": "van"}, {"id": "7", "name": "car"}]}, "has no name or is there twice"),
+        ({"categories": []}, 'needs the lists "images" and "categories"'),
+        ({"annotations": [{"id": 1, "image_id": "a", "category_id": "van"}]}, "annotation 1 has the id 'van'"),
+        ({"annotations": [{"id": 1, "image_id": "a"}]}, "of category None, which is not listed"),
+        ({"annotations": [{"id": 1, "image_id": "z", "category_id": 7}]}, "belongs to image 'z', which is not listed"),
+    ],
+)
+def test_coco_ids_that_cannot_work(tmp_path: Path, change: dict[str, object], words: str) -> None:
+    listing_of(tmp_path, "all.json", "ab", **change)
+    with pytest.raises(DataError, match=words):
+        boxes_pool(tmp_path)
+
+
+def test_coco_without_annotations_is_an_open_pool(tmp_path: Path) -> None:
+    listing_of(tmp_path, "all.json", "ab", annotations=None)
+    found = boxes_pool(tmp_path)
+    assert [found.truth(r) for r in found.train] == [None, None]
+
+
+def test_coco_a_bad_box_is_told_when_its_image_is_looked_at(tmp_path: Path) -> None:
+    given = [{"id": 1, "image_id": "a", "category_id": 7, "bbox": [1, 2, 0, 4]}]
+    listing_of(tmp_path, "all.json", "ab", annotations=given)
+    found = boxes_pool(tmp_path, unannotated="empty")
+    with pytest.raises(DataError, match=r"all\.json: a\.jpg: annotation 1 has a box of width 0"):
+        found.truth(found["a"])
+    assert found.truth(found["b"]) is not None
 
 
 def test_coco_cannot_lead_out_of_data_root(tmp_path: Path) -> None:

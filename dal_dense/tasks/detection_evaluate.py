@@ -1,0 +1,105 @@
+"""Average precision as COCO defines it, by pycocotools, on the frames as they are stored."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from dal_dense.boxes import IGNORED, OBJECT, Boxes
+from dal_dense.detections import Detections
+from dal_dense.tasks.base import Measurement
+
+SIZES = ("all", "small", "medium", "large")
+"""COCO's ranges of area: below 32^2, below 96^2 and from there on, pixels of the stored frame."""
+
+
+@dataclass
+class Scoreboard:
+    """Running record of one measurement.
+
+    Attributes:
+        classes: names; the position is the class number, 0 is background.
+        metric: ap50, or ap (mean over IoU 0.5 to 0.95).
+        most: boxes kept a frame.
+    """
+
+    classes: tuple[str, ...]
+    metric: str
+    most: int
+    _images: list[dict[str, Any]] = field(default_factory=list)
+    _truth: list[dict[str, Any]] = field(default_factory=list)
+    _found: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, found: Detections, truth: Boxes) -> None:
+        """Take one frame in. Without objects it counts too: what is found there is false."""
+        image = len(self._images) + 1
+        self._images.append({"id": image})
+        for corners, kind, status in zip(truth.corners.tolist(), truth.classes.tolist(), truth.status, strict=True):
+            kinds = [kind] if status == OBJECT else range(1, len(self.classes)) if status == IGNORED else []
+            for each in kinds:  # ground to ignore is so for every class
+                crowd = int(status == IGNORED)
+                number = len(self._truth) + 1
+                self._truth.append(
+                    {"id": number, "image_id": image, "category_id": each, "iscrowd": crowd} | _box(corners)
+                )
+        rows = zip(found.corners.tolist(), found.classes.tolist(), found.scores.tolist(), strict=True)
+        for corners, kind, score in rows:
+            self._found.append({"image_id": image, "category_id": kind, "score": score} | _box(corners))
+
+    def result(self) -> Measurement:
+        """The measurement over everything added; NaN for a class without objects."""
+        precision = self._precision()  # thresholds, recalls, classes, sizes
+        ap50 = _mean_known(precision[:1, :, :, 0], (0, 1))
+        by_size = [float(_mean_known(precision[..., k], (0, 1, 2))) for k in range(len(SIZES))]
+        figures = {"ap": by_size[0], "ap50": float(_mean_known(precision[:1, :, :, 0], (0, 1, 2)))}
+        extra = figures | {f"ap_{name}": value for name, value in zip(SIZES[1:], by_size[1:], strict=True)}
+        return Measurement(
+            metric=self.metric,
+            value=figures[self.metric],
+            per_class=dict(zip(self.classes[1:], ap50.tolist(), strict=True)),
+            extra=extra,
+        )
+
+    def _precision(self) -> Float[np.ndarray, "thresholds recalls classes sizes"]:
+        shape = (10, 101, len(self.classes) - 1, len(SIZES))
+        if not any(not t["iscrowd"] for t in self._truth):
+            return np.full(shape, -1.0)
+        categories = [{"id": c, "name": name} for c, name in enumerate(self.classes) if c]
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports each step
+            truth = _coco(self._images, self._truth, categories)
+            found = _coco(
+                self._images, [{"id": i + 1, "iscrowd": 0} | f for i, f in enumerate(self._found)], categories
+            )
+            run = COCOeval(truth, found, "bbox")
+            run.params.maxDets = [1, 10, max(self.most, 11)]
+            run.evaluate()
+            run.accumulate()
+        precision: np.ndarray = run.eval["precision"][..., -1]
+        return precision
+
+
+def _coco(images: list[dict[str, Any]], annotations: list[dict[str, Any]], categories: list[dict[str, Any]]) -> COCO:
+    index = COCO()
+    index.dataset = {"images": images, "annotations": annotations, "categories": categories}
+    index.createIndex()
+    return index
+
+
+def _box(corners: list[float]) -> dict[str, Any]:
+    top, left, bottom, right = corners
+    width, height = right - left, bottom - top
+    return {"bbox": [left, top, width, height], "area": width * height}
+
+
+def _mean_known(values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """Mean of what is not -1, which is what pycocotools writes where there is no object; NaN if nothing is left."""
+    known = values > -1
+    count = known.sum(axes)
+    return np.where(count > 0, np.where(known, values, 0).sum(axes) / np.maximum(count, 1), np.nan)

@@ -1,0 +1,291 @@
+"""Labelled regions become training windows: batch i is a pure function of (labels, seed, i).
+
+    kind    what is shown                         what is known
+    crop    the region, no pixel beyond it        all of it
+    image   a window of task.train.patch          all of it
+    box     a window of task.train.patch          the box alone, and what else is labelled there
+
+Where a window shows more than a labelled region, an object cut at the region's border may go on
+beyond it: such a box is ground to ignore there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as nnf
+
+from dal_dense.boxes import ABSENT, IGNORED, OBJECT, Boxes, area
+from dal_dense.config import DetectionConfig, TrainConfig
+from dal_dense.errors import DataError, Stopped
+from dal_dense.images import read_image
+from dal_dense.noise import derive_seed
+from dal_dense.regions import Box
+from dal_dense.tasks.base import Hooks, LabelledImage
+from dal_dense.tasks.detection_backend import Sample
+from dal_dense.tasks.detection_partial import area_table
+
+SHARP = 0.5
+"""Share of windows that are shown at their own scale, as at inference."""
+
+LEAST_SIDE = 1.0
+"""Pixels of the scaled frame: an object with a shorter side cannot be taught and is ignored."""
+
+HALF_RANGE = 127.5
+"""`train.intensity` is in units of an image scaled to -1..1."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Ground of one frame on the network's scale.
+
+    Attributes:
+        image: RGB 0..255; uint8 wherever that loses nothing (3, H, W).
+        boxes: in the piece's coordinates.
+        own: rows of `boxes` that this piece is there for.
+        known: rectangles of known ground, (top, left, bottom, right).
+        whole: shown whole; else in windows of the training patch.
+    """
+
+    image: Tensor
+    boxes: Boxes
+    own: NDArray[np.int64]
+    known: NDArray[np.float64]
+    whole: bool
+
+
+def factor_of(shape: Sequence[int], long_side: int | None) -> float:
+    """What a frame of this shape is scaled by."""
+    return 1.0 if long_side is None else long_side / max(shape)
+
+
+def resized(image: Float[Tensor, "3 h w"], size: tuple[int, int]) -> Float[Tensor, "3 h2 w2"]:
+    """Bilinear, with a prefilter where it shrinks; itself if the size is right."""
+    if tuple(image.shape[1:]) == size:
+        return image
+    return nnf.interpolate(image[None], size=size, mode="bilinear", align_corners=False, antialias=True)[0]
+
+
+def gather(
+    labelled: Sequence[LabelledImage], *, detection: DetectionConfig, train: TrainConfig, hooks: Hooks
+) -> tuple[Piece, ...]:
+    """Read each labelled frame once and keep only the ground that windows can show.
+
+    Raises:
+        DataError: if a frame cannot be read, is not RGB, or a region lies outside it.
+        Stopped: the person asked to stop.
+    """
+    pieces: list[Piece] = []
+    for i, known in enumerate(labelled):
+        if hooks.stopping():
+            raise Stopped
+        hooks.progress("reading labelled images", i, len(labelled))
+        if len(known.regions):
+            pieces += _cut(known, read_image(known.record, channels=3), detection, train)
+    return tuple(pieces)
+
+
+def _cut(
+    known: LabelledImage, frame: NDArray[np.float32], detection: DetectionConfig, train: TrainConfig
+) -> list[Piece]:
+    """The pieces of one frame."""
+    shape = (frame.shape[1], frame.shape[2])
+    factor = factor_of(shape, detection.long_side)
+    regions = list(known.regions.boxes())
+    kinds = known.kinds or ("crop",) * len(regions)
+    tables = [Boxes.from_table(np.asarray(label, np.float64).reshape(-1, 6)) for label in known.labels]
+    for region in regions:
+        if any(b > n for b, n in zip(region[1], shape, strict=True)):
+            raise DataError(
+                f"{known.record.paths[0]}: the labelled region {region} lies outside the frame's {shape[0]} rows and "
+                f"{shape[1]} columns; was the image replaced after it was labelled? Put the old file back"
+            )
+    grounds = [i for i, kind in enumerate(kinds) if kind != "box"]
+    rects = np.array([[*regions[i][0], *regions[i][1]] for i in grounds], np.float64).reshape(-1, 4)
+    pieces = [_piece(frame, regions[i], tables[i], None, rects[n : n + 1], factor, kinds[i] == "crop")
+              for n, i in enumerate(grounds)]  # fmt: skip
+    single = [i for i, kind in enumerate(kinds) if kind == "box" and not _inside(regions[i], rects)]
+    everything = [_seen_beyond(tables[i], regions[i], shape) for i in grounds] + [tables[i] for i in single]
+    for n, i in enumerate(single):
+        before = sum(map(len, everything[: len(grounds) + n]))
+        own = np.arange(before, before + len(tables[i]))
+        window = _around(regions[i], shape, factor, train)
+        pieces.append(_piece(frame, window, _joined(everything), own, rects, factor, False))
+    return pieces
+
+
+def _inside(region: Box, rects: NDArray[np.float64]) -> bool:
+    """Does the middle of a box lie on ground that is labelled as a whole? Its object is known there already."""
+    middle = (np.array(region[0]) + np.array(region[1])) / 2
+    return bool(((rects[:, :2] <= middle) & (middle < rects[:, 2:])).all(1).any())
+
+
+def _seen_beyond(boxes: Boxes, region: Box, shape: Sequence[int]) -> Boxes:
+    """The boxes of a region for windows that show more: what its border may have cut is ignored."""
+    edges = np.array([*region[0], *region[1]], np.float64)
+    inner = np.array([region[0][0] > 0, region[0][1] > 0, region[1][0] < shape[0], region[1][1] < shape[1]])
+    touches = ((np.abs(boxes.corners - edges) < 1) & inner).any(1)
+    status = np.where((boxes.status == OBJECT) & touches, IGNORED, boxes.status).astype(np.uint8)
+    return Boxes(boxes.corners, boxes.classes, status)
+
+
+def _joined(parts: Sequence[Boxes]) -> Boxes:
+    return Boxes(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("corners", "classes", "status")))
+
+
+def _around(region: Box, shape: Sequence[int], factor: float, train: TrainConfig) -> Box:
+    """The ground that windows on a box can reach, moved into the frame as far as it goes."""
+    start, stop = [], []
+    for a, b, n, p in zip(*region, shape, train.patch, strict=True):
+        side = min(n, max(b - a, int(np.ceil(p / factor / (1 - train.scale)))))
+        first = min(max(0, (a + b - side) // 2), n - side)
+        start.append(first)
+        stop.append(first + side)
+    return tuple(start), tuple(stop)
+
+
+def _piece(
+    frame: NDArray[np.float32], window: Box, boxes: Boxes, own: NDArray[np.int64] | None,
+    rects: NDArray[np.float64], factor: float, whole: bool,
+) -> Piece:  # fmt: skip
+    """Cut first and scale afterwards, so that no pixel beyond the window has any influence."""
+    (top, left), (bottom, right) = window
+    cut = torch.from_numpy(np.ascontiguousarray(frame[:, top:bottom, left:right]))
+    size = (max(1, round((bottom - top) * factor)), max(1, round((right - left) * factor)))
+    image = resized(cut, size)
+    whole_numbers = image.round().clamp(0, 255)
+    if size != (bottom - top, right - left) or torch.equal(whole_numbers, image):
+        image = whole_numbers.to(torch.uint8)
+    origin = np.array([top, left, top, left], np.float64)
+    scale = np.array([size[0] / (bottom - top), size[1] / (right - left)] * 2)
+    moved = Boxes((boxes.corners - origin) * scale, boxes.classes, boxes.status)
+    rows = np.arange(len(boxes)) if own is None else own
+    return Piece(image, moved, rows, (rects - origin) * scale, whole)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where batches come from.
+
+    Attributes:
+        pieces: all labelled ground.
+        train: batch size, patch, augmentation.
+        least: objects cut by a window to a smaller share are ignored.
+        seed: of every draw.
+    """
+
+    pieces: tuple[Piece, ...]
+    train: TrainConfig
+    least: float
+    seed: int
+
+    @cached_property
+    def _objects(self) -> list[NDArray[np.int64]]:
+        """(piece, row) of every object, an array a class that occurs."""
+        rows = [
+            (piece.boxes.classes[r], n, r)
+            for n, piece in enumerate(self.pieces)
+            for r in piece.own
+            if piece.boxes.status[r] == OBJECT
+        ]
+        table = np.array(rows, np.int64).reshape(-1, 3)
+        return [table[table[:, 0] == c, 1:] for c in np.unique(table[:, 0])]
+
+    def batch(self, iteration: int) -> list[Sample]:
+        """The windows of one iteration."""
+        rng = np.random.default_rng(derive_seed(self.seed, "windows", iteration))
+        return [self._draw(rng) for _ in range(self.train.batch)]
+
+    def plain(self, number: int) -> Sample:
+        """A window of one piece without augmentation, on one of its objects if it has any."""
+        rng = np.random.default_rng(derive_seed(self.seed, "plain", number))
+        piece = self.pieces[number]
+        mine = piece.own[piece.boxes.status[piece.own] == OBJECT]
+        row = int(rng.choice(mine)) if len(mine) else None
+        return _sample(piece, *_place(piece, row, self.train.patch, 1.0, rng), 1.0, self.least)
+
+    def _draw(self, rng: np.random.Generator) -> Sample:
+        train = self.train
+        row: int | None = None
+        if self._objects and rng.random() < train.foreground:
+            number, row = rng.choice(self._objects[rng.integers(len(self._objects))]).tolist()
+        else:
+            number = int(rng.integers(len(self.pieces)))
+        piece = self.pieces[number]
+        scale = 1.0 if rng.random() < SHARP else 1 + train.scale * rng.uniform(-1, 1)
+        sample = _sample(piece, *_place(piece, row, train.patch, scale, rng), scale, self.least)
+        for axis, name in ((1, "left_right"), (0, "up_down")):
+            if name in train.flip_axes and rng.random() < 0.5:
+                sample = _flipped(sample, axis)
+        contrast, brightness = rng.uniform(-1, 1, 2) * train.intensity
+        shown = (sample.image - HALF_RANGE) * (1 + contrast) + HALF_RANGE * (1 + brightness)
+        return Sample(shown.clamp(0, 255), sample.boxes, sample.classes, sample.absent, sample.known)
+
+
+def _place(
+    piece: Piece, row: int | None, patch: Sequence[int], scale: float, rng: np.random.Generator
+) -> tuple[list[int], list[int]]:
+    """First and last pixel of a window in a piece: anywhere, or so that it holds the middle of a box."""
+    size = piece.image.shape[1:]
+    if piece.whole:
+        return [0, 0], list(size)
+    start, stop = [], []
+    for axis, n in enumerate(size):
+        side = min(n, max(1, round(patch[axis] / scale)))
+        low, high = 0, n - side
+        if row is not None:
+            middle = int(piece.boxes.corners[row, [axis, axis + 2]].mean())
+            low, high = max(low, min(middle - side + 1, high)), min(high, max(middle, low))
+        start.append(int(rng.integers(low, high + 1)))
+        stop.append(start[-1] + side)
+    return start, stop
+
+
+def _sample(piece: Piece, start: Sequence[int], stop: Sequence[int], scale: float, least: float) -> Sample:
+    """One window, scaled."""
+    (top, left), (bottom, right) = start, stop
+    size = max(1, round((bottom - top) * scale)), max(1, round((right - left) * scale))
+    image = resized(piece.image[:, top:bottom, left:right].float(), size)
+    origin = np.array([top, left, top, left], np.float64)
+    factor = np.array([size[0] / (bottom - top), size[1] / (right - left)] * 2)
+    window = (tuple(start), tuple(stop))
+    boxes = piece.boxes
+    cut = np.clip(boxes.corners, origin, [bottom, right, bottom, right])
+    half = area(cut) >= 0.5 * area(boxes.corners)
+    seen = boxes[(boxes.status != ABSENT) | half].within(window, least)
+    corners = (seen.corners - origin) * factor
+    small = (corners[:, 2:] - corners[:, :2]).min(1, initial=np.inf) < LEAST_SIDE
+    status = np.where((seen.status == OBJECT) & small, IGNORED, seen.status)
+    known = torch.zeros(size, dtype=torch.bool)
+    for r0, c0, r1, c1 in np.clip(((piece.known - origin) * factor).round(), 0, None).astype(int):
+        known[r0:r1, c0:c1] = True
+    for r0, c0, r1, c1 in corners[status == IGNORED]:
+        known[int(r0) : int(np.ceil(r1)), int(c0) : int(np.ceil(c1))] = False
+    turned = torch.from_numpy(corners[:, [1, 0, 3, 2]].astype(np.float32))
+    there, rejected = torch.from_numpy(status == OBJECT), torch.from_numpy(status == ABSENT)
+    classes = torch.from_numpy(seen.classes)[there]
+    return Sample(image, turned[there], classes, turned[rejected], area_table(known))
+
+
+def _flipped(sample: Sample, axis: int) -> Sample:
+    """Mirrored: axis 1 left to right, axis 0 upside down."""
+    column = 0 if axis == 1 else 1
+    length = sample.image.shape[axis + 1]
+
+    def turn(boxes: Tensor) -> Tensor:
+        turned = boxes.clone()
+        turned[:, column], turned[:, column + 2] = length - boxes[:, column + 2], length - boxes[:, column]
+        return turned
+
+    known = (sample.known[1:, 1:] - sample.known[:-1, 1:] - sample.known[1:, :-1] + sample.known[:-1, :-1]) > 0.5
+    return Sample(
+        sample.image.flip(axis + 1), turn(sample.boxes), sample.classes, turn(sample.absent),
+        area_table(known.flip(axis)),
+    )  # fmt: skip

@@ -1,0 +1,236 @@
+"""Candidate boxes with their whole class distribution, row for row, from Detectron2's detectors.
+
+Rows of GeneralizedRCNN are proposals, rows of RetinaNet the best anchors of each level. What the last
+layer sees is kept, so that a draw of dropout costs one matrix product over the rows. Rows of another
+look (`like`) are scored again on this one's features, so that the draws of ensembles and flips line up
+without any matching of boxes. Detectron2 puts background last; here it comes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.structures import Boxes, ImageList, Instances
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as nnf
+
+from dal_dense.tasks.detection_backend import Rows
+from dal_dense.tasks.detection_partial import cut_to_image
+from dal_dense.tasks.detectron2_view import View, coarse_features, dense_map, dropped, heard
+
+Features = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class RcnnLook:
+    """GeneralizedRCNN's view.
+
+    Attributes:
+        dense: see `detection_backend.Look`.
+        features: see there.
+        view: the image.
+        proposals: not mirrored.
+        hidden: what the last layer sees of each.
+    """
+
+    dense: Float[Tensor, "r c"]
+    features: Float[Tensor, "E r2 c2"]
+    view: View
+    proposals: Float[Tensor, "R 4"]
+    hidden: Float[Tensor, "R H"]
+
+
+@dataclass(frozen=True)
+class RetinaLook:
+    """RetinaNet's view of its best anchors.
+
+    Attributes:
+        dense: see `detection_backend.Look`.
+        features: see there.
+        view: the image.
+        places: level, row, column and kind of each anchor in the image that is not mirrored.
+        patches: the class tower's output under the last convolution.
+        logits: without dropout.
+        boxes: decoded, cut, not mirrored.
+    """
+
+    dense: Float[Tensor, "r c"]
+    features: Float[Tensor, "E r2 c2"]
+    view: View
+    places: Int[Tensor, "R 4"]
+    patches: Float[Tensor, "R E2 9"]
+    logits: Float[Tensor, "R K"]
+    boxes: Float[Tensor, "R 4"]
+
+
+def see(model: Any, image: Float[Tensor, "3 h w"], *, flip: bool, coarsest: int) -> tuple[View, ImageList, Features]:
+    """Normalise, pad, mirror if wanted, and run the trunk.
+
+    Args:
+        model: GeneralizedRCNN or RetinaNet.
+        image: channels in the model's own order.
+        flip: mirror left to right.
+        coarsest: stride of the last level; a mirrored image is padded to a multiple of it.
+    """
+    images = model.preprocess_image([{"image": image}])
+    size = (image.shape[1], image.shape[2])
+    if flip:
+        rest = [-n % coarsest for n in images.tensor.shape[-2:]]
+        tensor = nnf.pad(images.tensor, (0, rest[1], 0, rest[0])).flip(-1)
+        images = ImageList(tensor, [(size[0], tensor.shape[-1])])
+    return View(size, images.tensor.shape[-1], flip), images, model.backbone(images.tensor)
+
+
+def rcnn_look(model: Any, image: Float[Tensor, "3 h w"], like: RcnnLook | None, flip: bool) -> RcnnLook:
+    """Proposals (or those of `like`) and what the last layer sees of them."""
+    rpn, heads = model.proposal_generator, model.roi_heads
+    strides = rpn.anchor_generator.strides
+    view, images, features = see(model, image, flip=flip, coarsest=strides[-1])
+    levels = [features[name] for name in rpn.in_features]
+    objectness: list[Tensor] = []
+    with heard(rpn.rpn_head, lambda output: objectness.extend(output[0])):
+        if like is None:
+            boxes = rpn(images, features, None)[0][0].proposal_boxes.tensor
+        else:
+            rpn.rpn_head(levels)
+            boxes = view.turn(like.proposals)
+    pooled = heads.box_pooler([features[name] for name in heads.box_in_features], [Boxes(boxes)])
+    return RcnnLook(
+        dense=dense_map(view, [each[0] for each in objectness], strides),
+        features=coarse_features(view, levels, strides),
+        view=view,
+        proposals=view.turn(boxes) if like is None else like.proposals,
+        hidden=heads.box_head(pooled).flatten(1).float(),
+    )
+
+
+def rcnn_rows(model: Any, look: RcnnLook, rate: float, dropout: int | None) -> Rows:
+    """Class distribution and box of every proposal."""
+    predictor = model.roi_heads.box_predictor
+    found = predictor(dropped(look.hidden, rate, dropout))
+    some = Instances(look.view.size)
+    some.proposal_boxes = Boxes(look.view.turn(look.proposals))
+    scores = predictor.predict_probs(found, [some])[0]
+    boxes = predictor.predict_boxes(found, [some])[0].unflatten(1, (-1, 4))
+    objects = scores[:, :-1]
+    probs = with_background(objects) if predictor.use_sigmoid_ce else torch.cat([scores[:, -1:], objects], 1)
+    of_class = objects.argmax(1) if boxes.shape[1] > 1 else torch.zeros_like(objects[:, 0], dtype=torch.int64)
+    own = boxes[torch.arange(len(boxes), device=boxes.device), of_class]
+    return Rows(probs, cut_to_image(look.view.turn(own), *look.view.size), look.hidden)
+
+
+def with_background(scores: Float[Tensor, "R K"]) -> Float[Tensor, "R C"]:
+    """Independent sigmoids as a distribution: background takes 1 - max, then rows sum to 1."""
+    probs = torch.cat([1 - scores.amax(1, keepdim=True), scores], 1)
+    return probs / probs.sum(1, keepdim=True)
+
+
+def retina_look(model: Any, image: Float[Tensor, "3 h w"], like: RetinaLook | None, flip: bool) -> RetinaLook:
+    """The best anchors of each level (or those of `like`), their boxes and what the last layer sees."""
+    strides, offset = model.anchor_generator.strides, model.anchor_generator.offset
+    view, _, features = see(model, image, flip=flip, coarsest=strides[-1])
+    levels = [features[name] for name in model.head_in_features]
+    towers: list[Tensor] = []
+    with heard(model.head.cls_subnet, towers.append):
+        raw, deltas = model.head(levels)
+    logits, moves = (
+        torch.cat(each, 1)[0].float()
+        for each in model._transpose_dense_predictions([raw, deltas], [model.num_classes, 4])
+    )
+    grids = [(level.shape[-2], level.shape[-1]) for level in levels]
+    kinds = len(logits) // sum(h * w for h, w in grids)
+    if like is None:
+        seen = _best_places(logits.amax(1), grids, kinds, model.test_topk_candidates)
+        places = _turned(seen, view, strides, offset)
+    else:
+        places, seen = like.places, _inside(_turned(like.places, view, strides, offset), grids)
+    here = _flat(seen, grids, kinds)
+    anchors = Boxes.cat(model.anchor_generator(levels)).tensor
+    boxes = view.turn(model.box2box_transform.apply_deltas(moves[here], anchors[here]))
+    return RetinaLook(
+        dense=dense_map(view, [each[0].unflatten(0, (kinds, -1)).amax(1) for each in raw], strides),
+        features=coarse_features(view, levels, strides),
+        view=view,
+        places=places,
+        patches=_patches(towers, seen),
+        logits=logits[here],
+        boxes=cut_to_image(boxes, *view.size),
+    )
+
+
+def retina_rows(model: Any, look: RetinaLook, rate: float, dropout: int | None) -> Rows:
+    """Class distribution and box of every anchor that was chosen.
+
+    Dropout drops whole channels of a level, as in training, so that rows of one draw belong to one network.
+    """
+    logits, layer = look.logits, model.head.cls_score
+    if dropout is not None:
+        level, kind = look.places[:, 0], look.places[:, 3]
+        levels, channels = len(model.head_in_features), look.patches.shape[1]
+        mask = dropped(torch.ones(levels, channels, 1, device=level.device), rate, dropout)
+        every = nnf.linear((look.patches * mask[level]).flatten(1), layer.weight.flatten(1), layer.bias)
+        every = every.float().reshape(len(every), -1, logits.shape[1])
+        logits = every[torch.arange(len(every), device=every.device), kind]
+    return Rows(with_background(logits.sigmoid()), look.boxes, look.patches[:, :, 4])
+
+
+def _best_places(
+    best: Float[Tensor, " n"], grids: Sequence[tuple[int, int]], kinds: int, most: int
+) -> Int[Tensor, "R 4"]:
+    """Level, row, column and kind of the best anchors of each level."""
+    places = []
+    for level, part in enumerate(torch.split(best, [h * w * kinds for h, w in grids])):
+        chosen = part.topk(min(most, len(part))).indices
+        cell, width = chosen // kinds, grids[level][1]
+        places.append(torch.stack([torch.full_like(chosen, level), cell // width, cell % width, chosen % kinds], 1))
+    return torch.cat(places)
+
+
+def _turned(places: Int[Tensor, "R 4"], view: View, strides: Sequence[int], offset: float) -> Int[Tensor, "R 4"]:
+    """The mirrored anchors: x = (column + offset) * stride falls on the padded width minus x.
+
+    With an offset of 0 that is one column too many at the very border; the nearest is taken.
+    """
+    if not view.flip:
+        return places
+    widths = torch.tensor([view.padded // s for s in strides], device=places.device)[places[:, 0]]
+    column = (widths - places[:, 2] - round(2 * offset)).clamp_min(0).minimum(widths - 1)
+    return torch.stack([places[:, 0], places[:, 1], column, places[:, 3]], 1)
+
+
+def _inside(places: Int[Tensor, "R 4"], grids: Sequence[tuple[int, int]]) -> Int[Tensor, "R 4"]:
+    """The nearest anchor of these grids: a mirrored image has more padding."""
+    last = torch.tensor(grids, device=places.device)[places[:, 0]] - 1
+    return torch.cat([places[:, :1], places[:, 1:3].minimum(last), places[:, 3:]], 1)
+
+
+def _flat(places: Int[Tensor, "R 4"], grids: Sequence[tuple[int, int]], kinds: int) -> Int[Tensor, " R"]:
+    """Number of an anchor in the levels laid end to end."""
+    cells = torch.tensor([h * w for h, w in grids], device=places.device)
+    widths = torch.tensor([w for _, w in grids], device=places.device)
+    level, row, column, kind = places.unbind(1)
+    return ((cells.cumsum(0) - cells)[level] + row * widths[level] + column) * kinds + kind
+
+
+def _patches(towers: Sequence[Float[Tensor, "1 E _ _"]], places: Int[Tensor, "R 4"]) -> Float[Tensor, "R E 9"]:
+    """The 3 x 3 neighbourhood of each place in its level's tower output."""
+    step = torch.arange(3, device=places.device)
+    result = towers[0].new_zeros(len(places), towers[0].shape[1], 9, dtype=torch.float32)
+    for level, tower in enumerate(towers):
+        chosen = places[:, 0] == level
+        row, column = places[chosen, 1], places[chosen, 2]
+        around = nnf.pad(tower[0].float(), (1, 1, 1, 1))
+        block = around[:, row[:, None, None] + step[:, None], column[:, None, None] + step]
+        result[chosen] = block.movedim(0, 1).flatten(2)
+    return result
+
+
+def last_layer(model: nn.Module) -> tuple[nn.Module, bool]:
+    """The layer that dropout comes before, and whether whole channels are dropped."""
+    if hasattr(model, "roi_heads"):
+        return model.roi_heads.box_predictor, False  # type: ignore[return-value,union-attr]
+    return model.head.cls_score, True  # type: ignore[return-value,union-attr]

@@ -1,0 +1,181 @@
+"""Detection by torchvision: Faster R-CNN, RetinaNet and FCOS behind the shared detection task.
+
+networks   torchvision_networks   torchvision's parts, put together by the settings
+partial    torchvision_partial    targets where only part of a window is labelled
+rows       torchvision_rows       class distributions row for row, dropout on kept features
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import fastrcnn_loss
+
+from dal_dense.boxes import Boxes
+from dal_dense.config import DetectionConfig, NetworkConfig, QueryConfig, TaskConfig, UncertaintyConfig
+from dal_dense.costs import CostModel
+from dal_dense.records import ImageRecord
+from dal_dense.tasks import torchvision_partial as partial_labels
+from dal_dense.tasks import torchvision_rows as rows_of
+from dal_dense.tasks.detection_backend import Look, Rows, Sample
+from dal_dense.tasks.detection_task import Detection
+from dal_dense.tasks.torchvision_networks import build_network
+
+PREFIXES = ("", "backbone.body.", "backbone.")
+"""Where a user's weights may go: a whole detector, or a classifier as trunk."""
+
+
+class TorchvisionDetector:
+    """One network of torchvision; see `detection_backend.Detector`.
+
+    Args:
+        network: name and dropout.
+        detection: trunk, anchors, what counts as a box.
+        classes: with background.
+
+    Raises:
+        ConfigError: if the settings cannot be built.
+    """
+
+    def __init__(self, network: NetworkConfig, detection: DetectionConfig, classes: int) -> None:
+        self._name = network.name
+        self._module = build_network(network, detection, classes)
+        self._strides: tuple[int, ...] = self._module.backbone.strides
+
+    @property
+    def module(self) -> nn.Module:
+        """All parameters and buffers."""
+        module: nn.Module = self._module
+        return module
+
+    def losses(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """Scalar losses by name; the gradient from unknown ground is exactly 0."""
+        model = self._module.train()
+        device = next(model.parameters()).device
+        targets = [
+            {
+                "boxes": s.boxes.to(device), "labels": s.classes.to(device),
+                "absent": s.absent.to(device), "known": s.known.to(device),
+            }
+            for s in samples
+        ]  # fmt: skip
+        images = self._batch([s.image.to(device) for s in samples])
+        levels = self._levels(images)
+        if self._name == "faster_rcnn":
+            return self._two_stage_losses(images, levels, targets)
+        outputs = {name: value.float() for name, value in model.head(levels).items()}
+        anchors = model.anchor_generator(images, levels)
+        if self._name == "fcos":
+            per_level = [level.shape[-2] * level.shape[-1] for level in levels]
+            return partial_labels.fcos_losses(model.head, targets, outputs, anchors, per_level)
+        high, low = model.proposal_matcher.high_threshold, model.proposal_matcher.low_threshold
+        matched = [
+            partial_labels.match_anchors(a, t, high=high, low=low) for a, t in zip(anchors, targets, strict=True)
+        ]
+        losses: dict[str, Tensor] = model.head.compute_loss(targets, outputs, anchors, matched)
+        return losses
+
+    def _two_stage_losses(
+        self, images: ImageList, levels: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        model = self._module
+        named = {str(i): level for i, level in enumerate(levels)}
+        proposals, losses = model.rpn(images, named, targets)
+        usable = partial_labels.usable_proposals(proposals, targets)
+        heads = model.roi_heads
+        chosen, _, labels, deltas = heads.select_training_samples(usable, targets)
+        if sum(map(len, labels)) > 0:
+            pooled = heads.box_roi_pool(named, chosen, [tuple(images.tensors.shape[-2:])] * len(chosen))
+            logits, moves = heads.box_predictor(heads.box_head(pooled))
+            losses["loss_classifier"], losses["loss_box_reg"] = fastrcnn_loss(logits, moves, labels, deltas)
+        return dict(losses)
+
+    @torch.no_grad()
+    def look(self, image: Float[Tensor, "3 h w"], *, like: Look | None = None, flip: bool = False) -> Look:
+        """See one image in evaluation mode."""
+        model = self._module.eval()
+        device = next(model.parameters()).device
+        images = self._batch([image.to(device)])
+        if flip:
+            images = ImageList(images.tensors.flip(-1), images.image_sizes)
+            images.image_sizes = [tuple(images.tensors.shape[-2:])]
+        size = (image.shape[1], image.shape[2])
+        seen = rows_of.Seen(size, images.tensors.shape[-1], flip, self._levels(images), images)
+        if self._name == "faster_rcnn":
+            return rows_of.two_stage_look(model, seen, self._strides, like)  # type: ignore[arg-type]
+        return rows_of.one_stage_look(model, seen, self._strides, like)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def rows(self, look: Look, *, dropout: int | None = None) -> Rows:
+        """The rows of a look."""
+        if isinstance(look, rows_of.TwoStageLook):
+            return rows_of.two_stage_rows(self._module, look, dropout)
+        if isinstance(look, rows_of.OneStageLook):
+            return rows_of.one_stage_rows(self._module, look, dropout)
+        raise TypeError(f"expected a look of torchvision's, got {type(look).__name__}")
+
+    def _batch(self, images: list[Tensor]) -> ImageList:
+        """Normalised, padded at the far ends to one size that all strides divide."""
+        transform = self._module.transform
+        normal = [transform.normalize(image / 255) for image in images]
+        batch = transform.batch_images(normal, size_divisible=max(32, self._strides[-1]))
+        return ImageList(batch, [(i.shape[1], i.shape[2]) for i in images])
+
+    def _levels(self, images: ImageList) -> list[Tensor]:
+        """Pyramid features in full precision, since anchors take their type from them."""
+        tensors = images.tensors.contiguous(memory_format=torch.channels_last)
+        return [level.float() for level in self._module.backbone(tensors).values()]
+
+
+class TorchvisionDetection(Detection):
+    """torchvision's detectors as a `Task`; takes the same arguments as every detection adapter.
+
+    Args:
+        task: network, geometry, training.
+        uncertainty: where draws come from.
+        query: what is asked.
+        costs: seconds an action.
+        classes: names; the position is the class number, 0 is background.
+        ndim: must be 2.
+        in_channels: must be 3.
+        device: where networks run.
+        boxes_of: the truth of a test image.
+        seed: of blindly drawn candidates.
+
+    Raises:
+        ConfigError: if settings contradict each other or the data.
+    """
+
+    def __init__(
+        self,
+        *,
+        task: TaskConfig,
+        uncertainty: UncertaintyConfig,
+        query: QueryConfig,
+        costs: CostModel,
+        classes: Sequence[str],
+        ndim: int,
+        in_channels: int,
+        device: torch.device,
+        boxes_of: Callable[[ImageRecord], Boxes | None],
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            make_detector=partial(TorchvisionDetector, task.network, task.detection, len(classes)),
+            prefixes=PREFIXES,
+            task=task,
+            uncertainty=uncertainty,
+            query=query,
+            costs=costs,
+            classes=classes,
+            ndim=ndim,
+            in_channels=in_channels,
+            device=device,
+            boxes_of=boxes_of,
+            seed=seed,
+        )

@@ -1,0 +1,80 @@
+"""The whole program on tiny frames with boxes: every kind of region, people, resuming."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dal_dense.boxes import ABSENT, OBJECT, Boxes
+from dal_dense.ledger import Ledger
+from dal_dense.results import load
+from tests.e2e.command import TrainAl, batch, main_of_script, story
+from tests.world import box_settings, write_box_frames
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Frames that no test writes to."""
+    return write_box_frames(tmp_path_factory.mktemp("boxes"))
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> TrainAl:
+    """The command with the real detector and no curves drawn."""
+    from tests.e2e.command import Ended
+
+    monkeypatch.setattr("dal_dense.report.figures._svg", lambda draw, inches, name: "<svg/>")
+    main = main_of_script()
+
+    def call(argv: list[str]) -> Ended:
+        capsys.readouterr()
+        status = main(argv)
+        said = capsys.readouterr()
+        return Ended(status, " ".join(said.out.split()), said.err)
+
+    return call
+
+
+@pytest.mark.parametrize("kind", ["crop", "image", "box"])
+def test_a_run_of_each_kind(plain: TrainAl, data: Path, tmp_path: Path, kind: str) -> None:
+    ended = plain(box_settings(data, tmp_path / "run", query__kind=kind))
+    assert (ended.status, ended.err) == (0, ""), ended.err
+    with Ledger.read(tmp_path / "run") as ledger:
+        queries = ledger.queries()
+        assert [q.round for q in queries] == [0, 1, 2] and ledger.open_regions() == []
+        assert {r.kind for r in queries[0].regions} == {"crop" if kind == "box" else kind}
+        for answer in ledger.answered():
+            boxes = Boxes.from_table(answer.label)
+            assert answer.label.dtype == np.float64 and answer.seconds > 0
+            if answer.region.kind == "box":
+                assert len(boxes) == 1 and int(boxes.status[0]) in (OBJECT, ABSENT)
+        assert all(q.seconds <= 60 for q in queries)
+    results = load(tmp_path / "run")
+    assert results.metric == "ap50" and set(results.rounds[-1].per_class) >= {"car", "person"}
+
+
+def test_a_run_called_again_after_every_round_ends_the_same(plain: TrainAl, data: Path, tmp_path: Path) -> None:
+    assert plain(box_settings(data, tmp_path / "whole")).status == 0
+    for rounds in (1, 2):
+        assert plain(box_settings(data, tmp_path / "parts", budget__rounds=str(rounds))).status == 0
+    whole, parts = story(tmp_path / "whole"), story(tmp_path / "parts")
+    assert whole[:3] == parts[:3]
+
+
+def test_people_get_crops_and_return_boxes(plain: TrainAl, data: Path, tmp_path: Path) -> None:
+    argv = box_settings(data, tmp_path / "run", annotator__name="people", budget__rounds="1")
+    for number in range(2):
+        assert plain(argv).status == 0
+        folder = batch(tmp_path / "run", number)
+        document = json.loads((folder / "coco_crops.json").read_text())
+        for image in document["images"]:
+            image["reviewed"] = True
+        (folder / "returned" / "done.json").write_text(json.dumps(document))
+    ended = plain(argv)
+    assert (ended.status, ended.err) == (0, ""), ended.err
+    with Ledger.read(tmp_path / "run") as ledger:
+        assert ledger.open_regions() == [] and len(ledger.fits()) == 2
+        assert {a.source for a in ledger.answered()} == {"people"}

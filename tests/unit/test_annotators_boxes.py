@@ -1,0 +1,141 @@
+"""The oracle on a detection pool: what it writes to the ledger, what it charges, and that it does so once."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from dal_dense.annotators import Oracle
+from dal_dense.box_answers import BoxRules
+from dal_dense.boxes import ABSENT, IGNORED, OBJECT
+from dal_dense.config import CostConfig, DataConfig
+from dal_dense.costs import PRESETS, CostPrior
+from dal_dense.errors import DataError
+from dal_dense.labels import ground, know_initial, labelled_images
+from dal_dense.ledger import Ledger
+from dal_dense.pool import Pool, open_pool
+from dal_dense.query import Query, QueryRegion
+
+COSTS = PRESETS["box_clicks"]
+LOOK = COSTS.region_seconds + COSTS.verify_seconds
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Pool:
+    """Two frames of 40 x 60 with three boxes and a crowd, one reviewed and empty, one that nobody has looked at."""
+    root = tmp_path / "data"
+    (root / "images").mkdir(parents=True)
+    for name in "abcd":
+        cv2.imwrite(str(root / "images" / f"{name}.png"), np.full((40, 60, 3), 90, np.uint8))
+    images = [
+        {"id": i, "file_name": f"{n}.png", **({"reviewed": True} if n == "c" else {})} for i, n in enumerate("abcd")
+    ]
+    boxes = [
+        (0, 1, [4, 2, 10, 8], 0),
+        (0, 2, [30, 20, 20, 10], 0),
+        (0, 1, [0, 30, 20, 10], 1),
+        (1, 2, [50, 30, 10, 10], 0),
+    ]
+    annotations = [
+        {"id": i, "image_id": image, "category_id": category, "bbox": box, "iscrowd": crowd}
+        for i, (image, category, box, crowd) in enumerate(boxes)
+    ]
+    # "zebra" sorts behind "van", and the ledger keeps shares by name
+    categories = [{"id": 1, "name": "zebra"}, {"id": 2, "name": "van"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "all.json").write_text(json.dumps(content))
+    return open_pool(DataConfig(format="coco", listing="all.json", test_fraction=0), root, seed=0, boxes=True)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger.open(tmp_path / "run", config={}, versions={}, seed=1, clock=lambda: 0.0) as opened:
+        yield opened
+
+
+def region(
+    number: int, kind: str, image: str, start: tuple[int, int], stop: tuple[int, int], likely: str = "zebra"
+) -> QueryRegion:
+    shares = {name: 0.8 if name == likely else 0.1 for name in ("background", "zebra", "van")}
+    return QueryRegion(
+        id=f"r00-{number:03d}", image_id=image, kind=kind, start=start, stop=stop, score=1, seconds=9, shares=shares
+    )  # fmt: skip
+
+
+ASKED = (
+    region(0, "box", "a", (2, 4), (10, 14)),  # a zebra, exactly
+    region(1, "box", "a", (20, 30), (30, 44), "van"),  # a van, IoU 0.7
+    region(2, "box", "a", (20, 34), (30, 40), "van"),  # a part of it, IoU 0.3
+    region(3, "box", "b", (0, 0), (9, 9)),  # nothing
+    region(4, "box", "a", (31, 1), (39, 19)),  # in the crowd
+    region(5, "crop", "b", (20, 40), (40, 60)),  # one van
+    region(6, "image", "c", (0, 0), (40, 60)),  # nothing
+    region(7, "crop", "a", (8, 0), (32, 30)),  # a quarter of the zebra, a sliver of the crowd
+)
+EXPECTED = [
+    ([[2, 4, 10, 14, 1, OBJECT]], LOOK),
+    ([[20, 30, 30, 44, 2, OBJECT]], LOOK),
+    ([[20, 30, 30, 50, 2, OBJECT]], LOOK + 7),
+    ([[0, 0, 9, 9, 1, ABSENT]], LOOK),
+    ([[31, 1, 39, 19, 1, IGNORED]], LOOK),
+    ([[30, 50, 40, 60, 2, OBJECT]], 1 + 0.03 * 0.4 + 7),
+    ([], 1 + 0.03 * 2.4),
+    ([[8, 4, 10, 14, 1, OBJECT], [30, 0, 32, 20, 0, IGNORED]], 1 + 0.03 * 0.72 + 7),
+]
+
+
+def annotate(pool: Pool, ledger: Ledger, *asked: QueryRegion) -> None:
+    query = Query(round=0, strategy="greedy", seed=1, regions=asked)
+    if ledger.query(0) is None:
+        ledger.record_query(query)
+    again = ledger.query(0)  # as the loop does: what is asked comes from the ledger
+    assert again is not None
+    outcome = Oracle(COSTS, boxes=BoxRules()).annotate(again, pool=pool, ledger=ledger)
+    assert (outcome.answered, outcome.open, outcome.problems) == (len(asked), 0, [])
+
+
+def test_every_kind_of_answer_and_its_charge(pool: Pool, ledger: Ledger) -> None:
+    annotate(pool, ledger, *ASKED)
+    answers = ledger.answered()
+    assert [a.region.id for a in answers] == [r.id for r in ASKED]
+    for answer, (table, seconds) in zip(answers, EXPECTED, strict=True):
+        assert answer.label.dtype == np.float64 and answer.label.tolist() == table, answer.region.id
+        assert answer.seconds == pytest.approx(seconds), answer.region.id
+        single = answer.region.kind == "box"
+        drawn = None if single else sum(row[5] == OBJECT for row in table)
+        assert (answer.objects, answer.boundary) == (drawn, None if single else 0)
+        assert answer.area == (None if single else np.prod(answer.region.shape))
+    assert [a.image_seconds for a in answers] == [5, 0, 0, 5, 0, 0, 5, 0]
+    assert ledger.spent() == pytest.approx(sum(s for _, s in EXPECTED) + 15)
+
+
+def test_called_again_nothing_changes(pool: Pool, ledger: Ledger) -> None:
+    annotate(pool, ledger, *ASKED)
+    before = ledger.spent(), [(a.region.id, a.label.tolist(), a.seconds) for a in ledger.answered()]
+    annotate(pool, ledger, *ASKED)
+    assert (ledger.spent(), [(a.region.id, a.label.tolist(), a.seconds) for a in ledger.answered()]) == before
+
+
+def test_what_was_answered_is_what_is_learnt_from(pool: Pool, ledger: Ledger) -> None:
+    know_initial(ledger, pool, [pool["c"]])
+    annotate(pool, ledger, *(r for r in ASKED if r.image_id != "c"))
+    found = {known.record.id: known for known in labelled_images(ledger, pool)}
+    assert found["a"].kinds == ("box", "box", "box", "box", "crop") and found["b"].kinds == ("box", "crop")
+    assert found["c"].kinds == ("image",) and found["c"].labels[0].shape == (0, 6)
+    labelled, blocked = ground(ledger, pool)
+    assert labelled["c"] == [((0, 0), (40, 60))] and len(labelled["a"]) == 5 and blocked == {}
+
+
+def test_single_boxes_say_nothing_of_what_other_ground_holds(pool: Pool, ledger: Ledger) -> None:
+    config = CostConfig(preset="box_clicks")
+    before = CostPrior.of(config)
+    annotate(pool, ledger, *ASKED[:5])
+    assert CostPrior.of(config, ledger.cost_log()) == before
+
+
+def test_an_image_that_nobody_has_labelled_cannot_be_answered(pool: Pool, ledger: Ledger) -> None:
+    with pytest.raises(DataError, match="was asked about d, which has no labels"):
+        annotate(pool, ledger, region(0, "crop", "d", (0, 0), (10, 10)))

@@ -1,0 +1,344 @@
+"""One frame's offers: exact sums, the best windows by brute force, nothing on ground that is taken."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dal_dense.acquire import STRATEGIES, Budget, Round, acquire
+from dal_dense.box_offers import SAME, BoxSpec, box_spec, frame_offers, frame_proposals, overlap
+from dal_dense.box_scores import box_scores
+from dal_dense.config import QueryConfig, StrategyConfig, UncertaintyConfig
+from dal_dense.costs import PRESETS
+from dal_dense.detections import Detections, FramePrediction
+from dal_dense.errors import DataError
+from dal_dense.noise import region_keys
+from dal_dense.offers import KINDS, Offers, concat
+from dal_dense.records import Header
+from dal_dense.regions import Regions
+
+SHAPE = (24, 36)
+CLASSES = 3
+COSTS = PRESETS["box_clicks"]
+NOTHING = Regions.of([], 2)
+
+
+def spec(kind: str = "crop", **changes: object) -> BoxSpec:
+    given = {
+        "kind": kind, "sizes": ((8, 12),), "costs": COSTS, "per_image": 3, "stride": 1,
+        "score": "predictive_entropy", "combine": "sum", "classes": CLASSES,
+    }  # fmt: skip
+    return BoxSpec(**{**given, **changes})  # type: ignore[arg-type]
+
+
+def prediction(seed: int = 0, boxes: int = 9, shape: tuple[int, int] = SHAPE, side: float = 8) -> FramePrediction:
+    gen = torch.Generator().manual_seed(seed)
+    top = torch.tensor([*shape, *shape], dtype=torch.float32)
+    first = torch.rand(boxes, 2, generator=gen) * (top[:2] - 1)
+    corners = torch.cat([first, first + 0.2 + torch.rand(boxes, 2, generator=gen) * side], 1)
+    corners = torch.minimum(corners, top)
+    probs = torch.rand(boxes, CLASSES, generator=gen) + 0.05
+    probs = probs / probs.sum(1, keepdim=True)
+    best = probs[:, 1:].amax(1).argsort(descending=True)
+    found = Detections(
+        corners=corners,
+        probs=probs[best],
+        expected_entropy=torch.rand(boxes, generator=gen),
+        spread=torch.rand(boxes, generator=gen),
+        consistency=torch.rand(boxes, generator=gen),
+        embedding=torch.randn(boxes, 5, generator=gen),
+    )
+    dense = torch.rand(6, 9, generator=gen)
+    return FramePrediction(shape, found, dense, torch.randn(4, 3, 5, generator=gen), torch.tensor([0.0, 0.2, 0.9]))
+
+
+def boxed(*corners: list[float], shape: tuple[int, int] = SHAPE, sure: float = 0.8) -> FramePrediction:
+    """Given boxes, all of class 1."""
+    n = len(corners)
+    found = Detections(
+        corners=torch.tensor(corners).reshape(n, 4),
+        probs=torch.tensor([[1 - sure, sure, 0.0]] * n).reshape(n, 3),
+        expected_entropy=torch.zeros(n),
+        spread=torch.zeros(n),
+        consistency=torch.ones(n),
+        embedding=torch.arange(n * 5).float().reshape(n, 5),
+    )
+    return FramePrediction(shape, found, torch.rand(6, 9), torch.rand(4, 3, 5), torch.zeros(3))
+
+
+def offers(pred: FramePrediction, what: BoxSpec, labelled: Regions = NOTHING, blocked: Regions = NOTHING) -> Offers:
+    return frame_offers(pred, what, image_id="f", image=4, group=2, labelled=labelled, blocked=blocked, seed=1)
+
+
+def centres_in(pred: FramePrediction, box: tuple[tuple[int, ...], tuple[int, ...]]) -> list[int]:
+    inside = []
+    for n, (top, left, bottom, right) in enumerate(pred.found.corners.tolist()):
+        row, column = (top + bottom) / 2, (left + right) / 2
+        if box[0][0] <= row < box[1][0] and box[0][1] <= column < box[1][1]:
+            inside.append(n)
+    return inside
+
+
+# --- windows
+
+
+@given(st.integers(0, 10**6), st.integers(0, 12), st.sampled_from(["sum", "mean", "max"]))
+@settings(max_examples=25, deadline=None)
+def test_a_windows_figures_are_those_of_the_boxes_centred_in_it(seed: int, boxes: int, combine: str) -> None:
+    pred = prediction(seed, boxes)
+    made = offers(pred, spec(combine=combine, sizes=((8, 12), (16, 40))))
+    values = box_scores("predictive_entropy", pred.found, pred.difficulty)
+    assert len(made) and made.parts is not None
+    for n, box in enumerate(made.regions.boxes()):
+        rows = centres_in(pred, box)
+        of = [float(values[r]) for r in rows]
+        whole = {"sum": sum(of), "mean": sum(of) / max(len(of), 1), "max": max(of, default=0.0)}[combine]
+        pixels = (box[1][0] - box[0][0]) * (box[1][1] - box[0][1])
+        assert float(made.score[n] * made.extent[n]) == pytest.approx(whole, abs=1e-5)
+        assert float(made.class_score[n].sum()) == pytest.approx(float(made.score[n]), abs=1e-6)
+        assert float(made.objects[n]) == pytest.approx(float(pred.found.scores[rows].sum()), abs=1e-5)
+        assert float(made.seconds[n]) == pytest.approx(1 + 0.03 * pixels / 1000 + 7 * float(made.objects[n]), abs=1e-4)
+        assert float(made.area[n]) == pixels and float(made.image_seconds[n]) == 5 and float(made.boundary[n]) == 0
+        mass = pred.found.probs[rows].sum(0)
+        shares = [1.0, 0.0, 0.0] if not rows else [0.0, *(mass[1:] / mass[1:].sum()).tolist()]
+        assert made.shares[n].tolist() == pytest.approx(shares, abs=1e-5)
+        of_row = made.parts.of_rows(torch.tensor([n]), len(made))
+        assert torch.equal(of_row.embedding, pred.found.embedding[rows])
+        assert torch.equal(of_row.classes, pred.found.classes[rows])
+        assert torch.equal(of_row.weight, pred.found.scores[rows])
+
+
+@given(st.integers(0, 10**6), st.sampled_from([1, 3]), st.booleans())
+@settings(max_examples=15, deadline=None)
+def test_the_best_window_is_the_best_of_all(seed: int, stride: int, taken: bool) -> None:
+    pred = prediction(seed, 10)
+    blocked = Regions.of([((4, 8), (12, 20))] if taken else [], 2)
+    values = box_scores("predictive_entropy", pred.found, pred.difficulty)
+    made = offers(pred, spec(stride=stride), blocked=blocked)
+    best = 0.0
+    rows = {*range(0, SHAPE[0] - 8 + 1, stride), SHAPE[0] - 8}
+    columns = {*range(0, SHAPE[1] - 12 + 1, stride), SHAPE[1] - 12}
+    for box in (((r, c), (r + 8, c + 12)) for r in rows for c in columns):
+        if not bool(Regions.of([box], 2).overlaps(blocked).any()):
+            best = max(best, float(values[centres_in(pred, box)].sum()))
+    found = float((made.score * made.extent).max())
+    # the dense map may decide between windows that differ by less than a twentieth of a box
+    assert best - 0.051 * float(values.mean()) <= found <= best + 1e-5
+
+
+def test_each_class_has_windows_of_its_own() -> None:
+    """Twenty surer boxes of class 1 on the left hide the one of class 2 from the sum, but not from its quota."""
+    many = [[2.0 + 5 * (i % 4), 1.0 + 3 * (i // 4), 5.0 + 5 * (i % 4), 4.0 + 3 * (i // 4)] for i in range(20)]
+    pred = boxed(*many, [18.0, 30.0, 22.0, 34.0])
+    pred.found.probs[-1] = torch.tensor([0.4, 0.0, 0.6])
+    made = offers(pred, spec(per_image=2))
+    sought = made[made.extra["random"] == 0]
+    assert (sought.class_score[:, 2] > 0).any()
+
+
+def test_dense_speaks_where_no_box_is_and_instead_of_them_if_asked() -> None:
+    pred = boxed()
+    pred.dense.fill_(0.1)
+    pred.dense[3, 6] = 0.9  # rows 12..16, columns 24..28
+    for combine in ("sum", "dense"):
+        first = next(offers(pred, spec(combine=combine)).regions.boxes())
+        assert first[0][0] <= 12 and first[1][0] >= 16 and first[0][1] <= 24 and first[1][1] >= 28
+    with_boxes = replace(pred, found=prediction(0).found)
+    made = offers(with_boxes, spec(combine="dense"))
+    full = with_boxes.dense.repeat_interleave(4, 0).repeat_interleave(4, 1)
+    for n, ((top, left), (bottom, right)) in enumerate(made.regions.boxes()):
+        assert float(made.score[n]) == pytest.approx(float(full[top:bottom, left:right].mean()), abs=1e-5)
+        assert float(made.class_score[n].sum()) == pytest.approx(
+            float(made.score[n]) if centres_in(with_boxes, ((top, left), (bottom, right))) else 0.0, abs=1e-5
+        )
+
+
+def test_no_boxes_at_all() -> None:
+    for kind in ("crop", "image", "box"):
+        made = offers(boxed(), spec(kind), labelled=Regions.of([((0, 0), (3, 4))], 2))
+        free = ~made.labelled
+        assert int(free.sum()) == {"crop": int(free.sum()), "image": 0, "box": 0}[kind]
+        assert (made.score == 0).all() and (made.shares[:, 0] == 1).all() and len(made.parts.row) == 0  # type: ignore[union-attr]
+        assert kind != "crop" or int(free.sum()) > 3
+
+
+def test_a_whole_frame() -> None:
+    pred = prediction(2)
+    made = offers(pred, spec("image"))
+    assert list(made.regions.boxes()) == [((0, 0), SHAPE)] and made.extra["random"].tolist() == [1.0]
+    assert KINDS[int(made.kind[0])] == "image" and made.extent.tolist() == [SHAPE[0] * SHAPE[1]]
+    assert len(offers(pred, spec("image"), blocked=Regions.of([((0, 0), (1, 1))], 2))) == 0
+
+
+def test_a_crowd_of_two_thousand() -> None:
+    pred = prediction(3, 2000, shape=(300, 500), side=20)
+    crops, single = offers(pred, spec(sizes=((64, 96),), stride=4)), offers(pred, spec("box"))
+    values = box_scores("predictive_entropy", pred.found, pred.difficulty)
+    box = next(crops.regions.boxes())
+    assert float(crops.score[0] * crops.extent[0]) == pytest.approx(
+        float(values[centres_in(pred, box)].sum()), rel=1e-4
+    )
+    assert 1990 <= len(single) <= 2000
+
+
+# --- taken ground, kinds, alignment
+
+
+@pytest.mark.parametrize("kind", ["crop", "image", "box"])
+@given(st.integers(0, 10**6), st.integers(0, 3), st.integers(0, 3))
+@settings(max_examples=20, deadline=None)
+def test_nothing_on_taken_ground_and_everything_in_the_frame(kind: str, seed: int, known: int, asked: int) -> None:
+    gen = torch.Generator().manual_seed(seed)
+    start = torch.randint(0, 12, (known + asked, 2), generator=gen)
+    places = Regions(start, start + torch.tensor([8, 12]))  # of the size that crops have: whole ground
+    labelled, blocked = places[:known], places[known:]
+    pred = prediction(seed, 10)
+    made = offers(pred, spec(kind), labelled, blocked)
+    free = made[~made.labelled]
+    assert not free.regions.overlaps(places).any()
+    assert (free.regions.start >= 0).all() and (free.regions.stop <= torch.tensor(SHAPE)).all()
+    assert made.labelled.tolist() == [False] * len(free) + [True] * known
+    assert list(made[made.labelled].regions.boxes()) == list(labelled.boxes())
+    assert (made.kind[~made.labelled] == KINDS.index(kind)).all()
+    assert torch.equal(made.key, region_keys("f", made.regions)) and len(free.key.unique()) == len(free)
+    assert (made.image == 4).all() and (made.group == 2).all()
+    assert made.embedding.shape == (len(made), 4) and made.embedding.isfinite().all()
+    again = offers(pred, spec(kind), labelled, blocked)
+    for column in ("key", "score", "class_score", "seconds", "embedding"):
+        assert torch.equal(getattr(again, column), getattr(made, column))
+
+
+def test_embedding_is_the_mean_of_the_cells_under_a_region() -> None:
+    pred = prediction(1)  # 24 x 36 pixels over 3 x 5 cells: 8 rows and 7.2 columns each
+    made = offers(pred, spec("image"), labelled=NOTHING)
+    torch.testing.assert_close(made.embedding[0], pred.features.mean((1, 2)))
+    known = offers(pred, spec(), labelled=Regions.of([((8, 0), (16, 7)), ((7, 0), (9, 8))], 2))
+    known = known[known.labelled]
+    torch.testing.assert_close(known.embedding[0], pred.features[:, 1, 0])
+    torch.testing.assert_close(known.embedding[1], pred.features[:, :2, :2].mean((1, 2)))
+
+
+def test_single_boxes_are_the_predictions_with_their_price() -> None:
+    pred = boxed([2.2, 3.4, 9.6, 12.0], [15.0, 20.0, 23.0, 35.0], sure=0.6)
+    made = offers(pred, spec("box"))
+    assert list(made.regions.boxes()) == [((2, 3), (10, 12)), ((15, 20), (23, 35))]
+    values = box_scores("predictive_entropy", pred.found, pred.difficulty)
+    assert torch.equal(made.score, values) and made.extent.tolist() == [1, 1]
+    assert made.shares.tolist() == [[0, 1, 0], [0, 1, 0]] and torch.equal(made.class_score.sum(1), values)
+    assert made.seconds.tolist() == pytest.approx([1 + 1.8 + 0.24 * 7] * 2) and made.image_seconds.tolist() == [5, 5]
+    assert made.objects.tolist() == pytest.approx([0.6, 0.6]) and (made.extra["random"] == 1).all()
+    assert made.parts is not None and made.parts.row.tolist() == [0, 1]
+    assert torch.equal(made.parts.embedding, pred.found.embedding)
+
+
+def test_a_judged_box_hides_its_like_and_no_neighbour() -> None:
+    pred = boxed([2.0, 2, 10, 10], [2.0, 8, 10, 16])  # IoU 2 / 14
+    judged = Regions.of([((2, 3), (10, 11))], 2)
+    for ground in ({"labelled": judged}, {"blocked": judged}):
+        made = offers(pred, spec("box"), **ground)
+        assert list(made[~made.labelled].regions.boxes()) == [((2, 8), (10, 16))]
+        assert [KINDS[k] for k in made.kind[made.labelled].tolist()] == ["box"] * len(ground.get("labelled", ()))
+    crop = Regions.of([((0, 0), (8, 12))], 2)
+    made = offers(pred, spec("box"), labelled=crop)
+    assert made.labelled.all() and [KINDS[k] for k in made.kind.tolist()] == ["crop"]
+
+
+def test_a_crop_that_the_frame_cuts_is_whole_ground_too() -> None:
+    pred = boxed([2.0, 2, 4, 4], [18.0, 2, 22, 8])
+    strip = Regions.of([((0, 0), (8, SHAPE[1]))], 2)
+    made = offers(pred, spec("box", sizes=((8, 100),)), labelled=strip)
+    assert list(made[~made.labelled].regions.boxes()) == [((18, 2), (22, 8))]
+
+
+def test_predictions_that_round_to_one_region_are_asked_once_and_a_speck_is_a_pixel() -> None:
+    pred = boxed([2.0, 2, 8, 8], [2.1, 2.2, 7.9, 8.0], [5.6, 9.6, 5.8, 9.8], [23.6, 35.7, 24.0, 36.0])
+    made = offers(pred, spec("box"))
+    assert list(made.regions.boxes()) == [((2, 2), (8, 8)), ((6, 10), (7, 11)), ((23, 35), (24, 36))]
+    assert torch.equal(made.parts.embedding, pred.found.embedding[[0, 2, 3]])  # type: ignore[union-attr]
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=20)
+def test_overlap_is_that_of_boxes(seed: int) -> None:
+    from dal_dense.boxes import iou
+
+    gen = torch.Generator().manual_seed(seed)
+    start = torch.randint(0, 9, (7, 2), generator=gen)
+    boxes = Regions(start, start + torch.randint(1, 9, (7, 2), generator=gen))
+    table = torch.cat([boxes.start, boxes.stop], 1).double().numpy()
+    torch.testing.assert_close(overlap(boxes, boxes[:3]).double(), torch.from_numpy(iou(table, table[:3])))
+    assert overlap(boxes, boxes[:0]).shape == (7, 0)
+
+
+@pytest.mark.parametrize("name", ["corners", "probs", "embedding", "dense", "features"])
+@pytest.mark.parametrize("kind", ["crop", "box"])
+def test_numbers_that_are_none_are_told(name: str, kind: str) -> None:
+    pred = prediction(0)
+    column = getattr(pred.found, name) if hasattr(pred.found, name) else getattr(pred, name)
+    column[0, 0] = float("nan")
+    with pytest.raises(DataError, match=f"f: the detector's {name} hold NaN.*task.train.lr"):
+        offers(pred, spec(kind))
+
+
+def test_settings_become_a_spec() -> None:
+    header = Header(SHAPE, (1.0, 1.0), None)
+    query = QueryConfig(kind="box", sizes=((8, 100), (4, 4)), per_image=5, stride=2)
+    made = box_spec(query, header, COSTS, uncertainty=UncertaintyConfig(score="margin", combine="max"), classes=3)
+    assert made == spec("box", sizes=((8, 36), (4, 4)), per_image=5, stride=2, score="margin", combine="max")
+    image = box_spec(
+        query.model_copy(update={"kind": "image"}), header, COSTS, uncertainty=UncertaintyConfig(), classes=3
+    )
+    assert image.sizes == ()
+
+
+# --- what is chosen of them
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+@pytest.mark.parametrize("kind", ["crop", "image", "box"])
+def test_every_strategy_chooses_among_them(name: str, kind: str) -> None:
+    made = [
+        frame_offers(
+            prediction(i, 8), spec(kind), image_id=f"f{i}", image=i, group=i // 2, labelled=NOTHING, blocked=NOTHING
+        )
+        for i in range(4)
+    ]
+    pool = concat(made)
+    chosen = acquire(pool, Budget(60.0), StrategyConfig(name=name), Round(1, 2, 3), quota_classes=(1, 2))
+    assert len(chosen) and chosen.total <= 60
+    picked = pool[chosen.rows]
+    share = overlap(picked.regions, picked.regions) * (picked.image[:, None] == picked.image[None])
+    share.fill_diagonal_(0)
+    assert share.max() < (SAME if kind == "box" else 1e-9)
+    mixed = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))
+    again = acquire(pool[mixed], Budget(60.0), StrategyConfig(name=name), Round(1, 2, 3), quota_classes=(1, 2))
+    assert pool.key[chosen.rows].tolist() == pool.key[mixed][again.rows].tolist()
+
+
+# --- proposals
+
+
+def test_proposals_hold_the_boxes_centred_inside_cut_at_the_border() -> None:
+    pred = boxed([2.5, 3, 9, 11], [6.0, 8, 12, 20], [20.0, 30, 23, 35], sure=0.7)
+    (first, empty) = frame_proposals(pred, Regions.of([((0, 0), (8, 12)), ((0, 24), (8, 36))], 2))
+    assert first.label.tolist() == [[2.5, 3, 8, 11, 1, 0]] and first.scores is not None
+    assert first.scores.tolist() == pytest.approx([0.7])
+    assert first.uncertainty.shape == (8, 12) and first.uncertainty.dtype.name == "float32"
+    full = pred.dense.repeat_interleave(4, 0).repeat_interleave(4, 1)
+    assert torch.equal(torch.from_numpy(first.uncertainty), full[:8, :12])
+    assert empty.label.shape == (0, 6) and empty.label.dtype.name == "float64"
+
+
+def test_a_box_query_is_proposed_its_own_box_even_a_speck() -> None:
+    pred = boxed([2.0, 2, 8, 8], [2.1, 2.2, 7.9, 8.0], [5.6, 9.6, 5.8, 9.8], [3.0, 3, 7, 7])
+    pred.found.probs[0] = torch.tensor([0.1, 0.0, 0.9])
+    made = offers(pred, spec("box"))
+    found = frame_proposals(pred, made.regions, boxes_only=True)
+    assert [p.label.tolist() for p in found] == [
+        [[2, 2, 8, 8, 2, 0]],  # the better of two that round alike, as it was offered
+        [[6, 10, 7, 11, 1, 0]],
+        [[3, 3, 7, 7, 1, 0]],
+    ]
+    assert [float(p.scores[0]) for p in found if p.scores is not None] == pytest.approx([0.9, 0.8, 0.8])

@@ -1,0 +1,95 @@
+"""Rows against what torchvision's own forward pass finds."""
+
+import pytest
+import torch
+
+from dal_dense.config import DetectionConfig, NetworkConfig
+from dal_dense.tasks.detection_predict import suppressed
+from dal_dense.tasks.torchvision_detection import TorchvisionDetector
+from dal_dense.tasks.torchvision_rows import bernoulli_entropy
+
+NETWORKS = ("faster_rcnn", "retinanet", "fcos")
+
+
+def lively(
+    network: str, classes: int, *, spread: float = 0.4, **more: object
+) -> tuple[TorchvisionDetector, DetectionConfig]:
+    """A detector with weights so large that its boxes differ in score and place."""
+    torch.manual_seed(1)
+    detection = DetectionConfig(backbone="tiny", **more)
+    detector = TorchvisionDetector(NetworkConfig(name=network, dropout=0.3), detection, classes)
+    model = detector.module
+    with torch.no_grad():
+        if network == "faster_rcnn":
+            model.roi_heads.box_predictor.cls_score.weight.normal_(0, spread)
+            model.roi_heads.box_predictor.bbox_pred.weight.normal_(0, 0.3)
+            model.rpn.head.bbox_pred.weight.normal_(0, 0.3)
+        else:
+            last = model.head.classification_head.cls_logits
+            last.weight.normal_(0, 0.2)
+            last.bias.fill_(-2)
+            last.bias[::classes] = -50  # torchvision's class 0 is nobody's; training drives it there
+    return detector, detection
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("size", [(64, 96), (70, 90)])
+def test_kept_boxes_are_torchvisions_own(network: str, size: tuple[int, int]) -> None:
+    detector, detection = lively(network, 2, min_score=0.2, max_boxes=2000)
+    image = torch.rand(3, *size, generator=torch.Generator().manual_seed(3)) * 255
+    rows = detector.rows(detector.look(image))
+    kept = suppressed(rows.probs, rows.boxes, detection)
+    model = detector.module.eval()
+    model.transform.fixed_size = (size[1], size[0])  # its own transform would scale
+    if network == "faster_rcnn":
+        pool = model.roi_heads.box_roi_pool  # would guess its scales from the size before padding
+        assert pool.scales == [0.25, 0.125, 0.0625, 0.03125]
+    with torch.no_grad():
+        (stock,) = model([image / 255])
+    assert len(stock["boxes"]) > 5
+    there = (stock["boxes"][:, 2:] - stock["boxes"][:, :2] >= 1e-2).all(1)  # RetinaNet's keeps empty boxes
+    stock = {name: column[there] for name, column in stock.items()}
+    mine = torch.cat([rows.boxes[kept], rows.probs[kept, 1:].amax(1, keepdim=True) * 10], 1)
+    theirs = torch.cat([stock["boxes"], stock["scores"][:, None] * 10], 1)
+    apart = (mine[:, None] - theirs[None]).abs().amax(2)  # equal scores may change places
+    assert len(mine) == len(theirs) and apart.amin(0).max() < 1e-4 and apart.amin(1).max() < 1e-4
+
+
+def test_of_several_classes_each_row_stands_for_its_likeliest() -> None:
+    detector, detection = lively("faster_rcnn", 4, spread=3.0, min_score=0.5)  # above one half only one class can win
+    image = torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(3)) * 255
+    rows = detector.rows(detector.look(image))
+    kept = suppressed(rows.probs, rows.boxes, detection)
+    model = detector.module.eval()
+    model.transform.fixed_size = (96, 64)
+    with torch.no_grad():
+        (stock,) = model([image / 255])
+    assert len(set(stock["labels"].tolist())) > 1
+    assert torch.equal(rows.probs[kept, 1:].argmax(1) + 1, stock["labels"])
+    assert torch.allclose(rows.boxes[kept], stock["boxes"], atol=1e-4)
+
+
+@pytest.mark.parametrize("network", NETWORKS[1:])
+def test_patches_under_the_last_layer_give_its_logits(network: str) -> None:
+    detector, _ = lively(network, 3)
+    look = detector.look(torch.rand(3, 70, 90) * 255)
+    own = look.by_channel.sum(2) + look.bias[look.kind]
+    assert torch.allclose(own, look.logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_draws_of_dropout_surround_the_plain_pass(network: str) -> None:
+    detector, _ = lively(network, 3)
+    look = detector.look(torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(5)) * 255)
+    plain = detector.rows(look).probs
+    draws = torch.stack([detector.rows(look, dropout=k).probs for k in range(60)])
+    error = (draws.mean(0) - plain).abs().mean()
+    assert 0 < error < draws.std(0).mean()
+    assert not detector.module.training
+
+
+def test_entropy_of_a_sigmoid() -> None:
+    logits = torch.linspace(-30, 30, 41)
+    p = logits.double().sigmoid()
+    expected = torch.special.entr(p) + torch.special.entr((-logits.double()).sigmoid())
+    assert torch.allclose(bernoulli_entropy(logits).double(), expected, atol=1e-6)
