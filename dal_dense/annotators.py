@@ -182,7 +182,7 @@ class People:
             write_batch(
                 batch_folder(self.run_dir, query.round), left, pool, proposed.labels,
                 run_id=ledger.run_id, classes=pool.classes, model_sha256=proposed.model_sha256,
-                background=self.background,
+                background=self.background, boxes=self.boxes is not None,
             )  # fmt: skip
 
     def _own_returns(self, query: Query, pool: Pool, ledger: Ledger) -> list[str]:
@@ -203,7 +203,8 @@ class People:
         else:
             together = [([folder], folder / RETURNED) for folder in batches]
         for folders, place in together:
-            found, bad = read_returns(folders[-1], place, earlier=folders[:-1])
+            rules = self.boxes or BoxRules()
+            found, bad = read_returns(folders[-1], place, earlier=folders[:-1], min_visible=rules.min_visible)
             problems += [line if place == self._place(query) else f"{place}: {line}" for line in bad]
             yield from ((place, item) for item in found)
 

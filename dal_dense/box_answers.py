@@ -62,12 +62,11 @@ def true_answer(
     predicted = Boxes.of([corners_of(region)], [predicted_class(region, classes)])
     objects = truth.objects
     overlap = iou(predicted.corners, objects.corners)[0]
-    right = (overlap >= rules.accept_iou) & (overlap > 0)
-    agreed = right & (objects.classes == predicted.classes[0])
-    if (
-        (overlap >= rules.fix_iou) & (overlap > 0)
-    ).any():  # the object that it means: one that makes it right goes before a nearer one
-        best = int(np.where(agreed, overlap + 1, overlap).argmax())
+    near = (overlap >= rules.fix_iou) & (overlap > 0)
+    if near.any():
+        right = overlap >= rules.accept_iou
+        agreed = near & right & (objects.classes == predicted.classes[0])
+        best = int(np.where(agreed, overlap + 1, overlap).argmax())  # what makes it right goes before what is nearer
         meant = objects[np.array([best])]
         corners = predicted.corners if right[best] else meant.corners
         return Boxes(corners, meant.classes, meant.status).table()

@@ -130,6 +130,7 @@ def frame_offers(
     known = replace(
         known,
         kind=kinds,
+        objects=_inside(pred.found, labelled).float() @ pred.found.scores.float(),
         labelled=torch.ones_like(known.labelled),
         extra={name: torch.zeros_like(known.score) for name in found.extra},
     )
@@ -329,8 +330,13 @@ def _points(pred: FramePrediction, values: Float[Tensor, " M"]) -> Float[Tensor,
 
 def _hum(dense: Float[Tensor, "rows cols"], values: Float[Tensor, " M"], size: tuple[int, ...]) -> Tensor:
     """The dense map, so faint that a whole window of it weighs a twentieth of a box."""
+    return dense * (_quiet(dense, values) / (size[0] * size[1]))
+
+
+def _quiet(dense: Float[Tensor, "r c"], values: Float[Tensor, " M"]) -> Float[Tensor, ""]:
+    """What a window's mean of the dense map is multiplied by."""
     box = values.mean() if len(values) else dense.new_ones(())
-    return dense * (QUIET * box.clamp_min(1e-6) / dense.amax().clamp_min(1e-12) / (size[0] * size[1]))
+    return QUIET * box.clamp_min(1e-6) / dense.amax().clamp_min(1e-12)
 
 
 def _upsampled(dense: Float[Tensor, "r c"], shape: tuple[int, int]) -> Float[Tensor, "rows cols"]:
@@ -369,4 +375,6 @@ def _combined(
     if spec.combine == "max":
         return (inside * values).amax(1) if len(values) else torch.zeros(len(boxes), device=inside.device)
     total = inside @ values
-    return total if spec.combine == "sum" else total / inside.sum(1).clamp_min(1)
+    if spec.combine == "mean":
+        return total / inside.sum(1).clamp_min(1)
+    return total + _quiet(pred.dense, values) * scores.means_in(_upsampled(pred.dense, pred.shape)[None], boxes)[:, 0]

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from dal_dense.boxes import Boxes
 from dal_dense.errors import DataError, LabelError
 from dal_dense.images import read_header, sha256_of
 from dal_dense.ledger import Initial, Ledger
 from dal_dense.ledger_rows import label_sha256
 from dal_dense.pool import ImageRecord, Pool
 from dal_dense.regions import Box, Regions
-from dal_dense.tasks.base import LabelledImage
+from dal_dense.tasks.base import IGNORE, LabelledImage
 
 
 def know_initial(
@@ -107,6 +108,13 @@ def ground(ledger: Ledger, pool: Pool) -> tuple[dict[str, list[Box]], dict[str, 
         if region.image_id not in pool.quarantined:
             blocked.setdefault(region.image_id, []).append(region.box)
     return labelled, blocked
+
+
+def classes_in(label: np.ndarray) -> set[int]:
+    """Class numbers that a label teaches; boxes are drawn on background."""
+    if label.dtype == np.float64:
+        return {0, *Boxes.from_table(label).objects.classes.tolist()}
+    return set(np.unique(label).tolist()) - {IGNORE}
 
 
 def whole(shape: tuple[int, ...]) -> Box:

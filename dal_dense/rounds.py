@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.table import Table
 
@@ -22,7 +21,7 @@ from dal_dense.annotators import Outcome, Proposed, nothing_proposed
 from dal_dense.costs import CostPrior, refit
 from dal_dense.errors import BudgetError, DataError, LedgerError, PoolExhausted, Stopped
 from dal_dense.images import read_header, read_image
-from dal_dense.labels import ground, labelled_images, whole
+from dal_dense.labels import classes_in, ground, labelled_images, whole
 from dal_dense.noise import text_key, uniform
 from dal_dense.offer_maps import geometry_offers
 from dal_dense.offers import KINDS, Offers, concat
@@ -310,11 +309,11 @@ def warn_of_absent_classes(run: Run, labelled: Sequence[LabelledImage]) -> None:
             "nothing is labelled, so there is nothing to learn from; give annotator.initial_masks "
             "or a start set (budget.start_seconds)"
         )
-    seen = {int(v) for image in labelled for array in image.labels for v in np.unique(array)}
+    seen = {number for image in labelled for label in image.labels for number in classes_in(label)}
     absent = [name for i, name in enumerate(run.pool.classes) if i not in seen]
     if absent:
         run.screen.warn(
-            f"no voxel of {', '.join(absent)} is labelled yet, so the model cannot know it; "
+            f"nothing of {', '.join(absent)} is labelled yet, so the model cannot know it; "
             "raise budget.start_seconds, or add an image with it to annotator.initial_masks"
         )
 

@@ -76,7 +76,7 @@ def test_the_engine_sees_offers_only() -> None:
 
 
 def test_settings_load_without_torch() -> None:
-    light = {"dal_dense.cli", "dal_dense.config", "dal_dense.errors"}
+    light = {"dal_dense.cli", "dal_dense.config", "dal_dense.config_task", "dal_dense.errors"}
     for name in light:
         path = PACKAGE / f"{name.split('.')[1]}.py"
         assert not {m for m in imported(path) if m.split(".")[0] in {"torch", "monai", "numpy"}}

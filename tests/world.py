@@ -98,7 +98,7 @@ def frame_settings(root: Path, run_dir: Path, **more: str) -> list[str]:
     return settings(root, run_dir, **{**frames, **more})
 
 
-def write_box_frames(root: Path, *, frames: int = 8, test: int = 3, shape: tuple[int, int] = (64, 96)) -> Path:
+def write_box_frames(root: Path, *, frames: int = 8, test: int = 3, shape: tuple[int, int] = (96, 144)) -> Path:
     """Small frames of cars (dark) and people (bright) with a COCO json for the pool and one for measuring."""
     for split, count, first in (("train", frames, 0), ("test", test, 100)):
         images, annotations = [], []
@@ -150,8 +150,9 @@ def box_settings(root: Path, run_dir: Path, **more: str) -> list[str]:
         "query.per_image": "3",
         "costs.preset": "box_clicks",
         "budget.rounds": "2",
-        "budget.start_seconds": "60",
-        "budget.seconds_per_round": "60",
+        "costs.prior_objects": "1",
+        "budget.start_seconds": "110",
+        "budget.seconds_per_round": "100",
         **{k.replace("__", "."): v for k, v in more.items()},
     }
     return [f"--{k}={v}" for k, v in given.items()]

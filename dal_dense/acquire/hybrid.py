@@ -45,7 +45,8 @@ def hybrid(offers: Offers, basket: Basket, options: StrategyConfig, when: Round,
     open_rows = ~offers.labelled
     quota = torch.tensor(quota_classes, dtype=torch.int64, device=offers.device)
     by_class = offers.class_score.double()[:, quota]
-    mass = offers.shares.double()[:, quota] * volume[:, None]
+    amount = volume if offers.parts is None else offers.objects.double()  # ground by class, or objects by class
+    mass = offers.shares.double()[:, quota] * amount[:, None]
     ground = mass[offers.labelled].sum(0)
     plain = _relative(offers.score.double(), open_rows)
     share = options.class_share if len(quota_classes) else 0.0

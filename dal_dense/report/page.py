@@ -128,7 +128,7 @@ def _metric_card(results: Results) -> dict[str, Any]:
 
 
 def _row(r: RoundResult) -> list[str]:
-    fit, choose = r.fit.get("seconds"), r.selection_seconds
+    fit, choose = r.fit.get("train_seconds"), r.selection_seconds
     return [
         "start" if r.round == 0 else str(r.round), r.strategy, str(r.asked), str(r.answered), str(r.open),
         figure(r.seconds_predicted / 60, 1), figure(r.seconds_charged / 60, 1) if r.answered else "–",

@@ -211,7 +211,7 @@ def _faster_rcnn(trunk: _Pyramid, network: NetworkConfig, detection: DetectionCo
         _DroppingPredictor(hidden, classes, network.dropout),
         fg_iou_thresh=0.5,
         bg_iou_thresh=0.5,
-        batch_size_per_image=256,
+        batch_size_per_image=64 if detection.backbone == "tiny" else 256,  # RoIAlign's backward pass is slow on CPUs
         positive_fraction=0.25,
         bbox_reg_weights=None,
         score_thresh=detection.min_score,

@@ -267,7 +267,7 @@ def test_learns_and_measures(stage: Stage, tmp_path: Path) -> None:
     labels = [labelled(r, stage.truths[r.id], [((0, 0), FRAME)], ("image",)) for r in stage.records]
     train = {"batch": 3, "patch": FRAME, "lr": 5e-3, "scale": 0.0}
     figures = []
-    for n in (1, 70):
+    for n in (1, 60):
         task = stage.task(iterations=n, train=train)
         model = task.load(fit(task, labels, tmp_path / f"n{n}").weights)
         figures.append(task.evaluate(model, stage.records, hooks=Hooks()))

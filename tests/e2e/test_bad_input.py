@@ -472,7 +472,7 @@ def test_a_class_that_nobody_labelled_is_told_and_does_no_harm(train_al: TrainAl
     (data / "dataset.json").write_text(json.dumps(listing))
     ended = train_al(settings(data, tmp_path / "run"))
     assert ended.status == 0
-    assert "warning: no voxel of tumour is labelled yet, so the model cannot know it; raise budget" in ended.out
+    assert "warning: nothing of tumour is labelled yet, so the model cannot know it; raise budget" in ended.out
 
 
 @pytest.mark.parametrize("setting", ["budget.start_seconds", "budget.seconds_per_round"])

@@ -51,7 +51,7 @@ def test_a_run_of_each_kind(plain: TrainAl, data: Path, tmp_path: Path, kind: st
             assert answer.label.dtype == np.float64 and answer.seconds > 0
             if answer.region.kind == "box":
                 assert len(boxes) == 1 and int(boxes.status[0]) in (OBJECT, ABSENT)
-        assert all(q.seconds <= 60 for q in queries)
+        assert all(0 < q.seconds <= 110 for q in queries)
     results = load(tmp_path / "run")
     assert results.metric == "ap50" and set(results.rounds[-1].per_class) >= {"car", "person"}
 

@@ -78,7 +78,7 @@ def fake_query(number: int, rng: np.random.Generator, size: int, count: int) -> 
 def fake_fit(run_dir: Path, number: int) -> FitReport:
     """A fit without weights."""
     figures = {"loss": 0.4 / (number + 1), "temperature": 1.6 - 0.1 * number, "ece_before": 0.09 - 0.012 * number,
-               "ece_after": 0.03 - 0.004 * number, "seconds": 41.0 + number, "iterations": 400.0}  # fmt: skip
+               "ece_after": 0.03 - 0.004 * number, "train_seconds": 41.0 + number, "iterations": 400.0}  # fmt: skip
     return FitReport(weights=run_dir / "models" / f"round_{number:03d}", sha256=f"{number:064x}", figures=figures)
 
 

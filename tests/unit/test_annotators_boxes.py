@@ -14,7 +14,7 @@ from dal_dense.boxes import ABSENT, IGNORED, OBJECT
 from dal_dense.config import CostConfig, DataConfig
 from dal_dense.costs import PRESETS, CostPrior
 from dal_dense.errors import DataError
-from dal_dense.labels import ground, know_initial, labelled_images
+from dal_dense.labels import classes_in, ground, know_initial, labelled_images
 from dal_dense.ledger import Ledger
 from dal_dense.pool import Pool, open_pool
 from dal_dense.query import Query, QueryRegion
@@ -127,6 +127,12 @@ def test_what_was_answered_is_what_is_learnt_from(pool: Pool, ledger: Ledger) ->
     assert found["c"].kinds == ("image",) and found["c"].labels[0].shape == (0, 6)
     labelled, blocked = ground(ledger, pool)
     assert labelled["c"] == [((0, 0), (40, 60))] and len(labelled["a"]) == 5 and blocked == {}
+
+
+def test_coordinates_are_no_classes(pool: Pool, ledger: Ledger) -> None:
+    annotate(pool, ledger, *ASKED)
+    assert [classes_in(a.label) for a in ledger.answered()] == [{0, 1}, {0, 2}, {0, 2}, {0}, {0}, {0, 2}, {0}, {0, 1}]
+    assert classes_in(np.array([[0, 255], [3, 3]], np.uint8)) == {0, 3}
 
 
 def test_single_boxes_say_nothing_of_what_other_ground_holds(pool: Pool, ledger: Ledger) -> None:

@@ -17,7 +17,7 @@ from dal_dense.errors import DataError
 from dal_dense.noise import region_keys
 from dal_dense.offers import KINDS, Offers, concat
 from dal_dense.records import Header
-from dal_dense.regions import Regions
+from dal_dense.regions import Box, Regions, slices
 
 SHAPE = (24, 36)
 CLASSES = 3
@@ -94,10 +94,15 @@ def test_a_windows_figures_are_those_of_the_boxes_centred_in_it(seed: int, boxes
     for n, box in enumerate(made.regions.boxes()):
         rows = centres_in(pred, box)
         of = [float(values[r]) for r in rows]
-        whole = {"sum": sum(of), "mean": sum(of) / max(len(of), 1), "max": max(of, default=0.0)}[combine]
+        whole = {
+            "sum": sum(of) + hum(pred, box, values),
+            "mean": sum(of) / max(len(of), 1),
+            "max": max(of, default=0.0),
+        }[combine]
         pixels = (box[1][0] - box[0][0]) * (box[1][1] - box[0][1])
         assert float(made.score[n] * made.extent[n]) == pytest.approx(whole, abs=1e-5)
-        assert float(made.class_score[n].sum()) == pytest.approx(float(made.score[n]), abs=1e-6)
+        by_class = float(made.class_score[n].sum())
+        assert by_class == pytest.approx(float(made.score[n]) if rows else 0.0, abs=1e-6)
         assert float(made.objects[n]) == pytest.approx(float(pred.found.scores[rows].sum()), abs=1e-5)
         assert float(made.seconds[n]) == pytest.approx(1 + 0.03 * pixels / 1000 + 7 * float(made.objects[n]), abs=1e-4)
         assert float(made.area[n]) == pixels and float(made.image_seconds[n]) == 5 and float(made.boundary[n]) == 0
@@ -108,6 +113,14 @@ def test_a_windows_figures_are_those_of_the_boxes_centred_in_it(seed: int, boxes
         assert torch.equal(of_row.embedding, pred.found.embedding[rows])
         assert torch.equal(of_row.classes, pred.found.classes[rows])
         assert torch.equal(of_row.weight, pred.found.scores[rows])
+
+
+def hum(pred: FramePrediction, box: Box, values: torch.Tensor) -> float:
+    """What the dense map adds to a window: a twentieth of a box where it is highest."""
+    full = pred.dense.repeat_interleave(SHAPE[0] // pred.dense.shape[0], 0)
+    full = full.repeat_interleave(SHAPE[1] // pred.dense.shape[1], 1)
+    typical = values.mean() if len(values) else 1.0
+    return float(0.05 * typical * full[slices(box)].mean() / full.max())
 
 
 @given(st.integers(0, 10**6), st.sampled_from([1, 3]), st.booleans())
@@ -122,10 +135,11 @@ def test_the_best_window_is_the_best_of_all(seed: int, stride: int, taken: bool)
     columns = {*range(0, SHAPE[1] - 12 + 1, stride), SHAPE[1] - 12}
     for box in (((r, c), (r + 8, c + 12)) for r in rows for c in columns):
         if not bool(Regions.of([box], 2).overlaps(blocked).any()):
-            best = max(best, float(values[centres_in(pred, box)].sum()))
+            best = max(best, float(values[centres_in(pred, box)].sum()) + hum(pred, box, values))
     found = float((made.score * made.extent).max())
-    # the dense map may decide between windows that differ by less than a twentieth of a box
-    assert best - 0.051 * float(values.mean()) <= found <= best + 1e-5
+    assert found >= best - 1e-4
+    sought = made[made.extra["random"] == 0]  # those that were drawn blindly may lie between the steps
+    assert not len(sought) or float((sought.score * sought.extent).max()) <= best + 1e-5
 
 
 def test_each_class_has_windows_of_its_own() -> None:
@@ -160,7 +174,9 @@ def test_no_boxes_at_all() -> None:
         made = offers(boxed(), spec(kind), labelled=Regions.of([((0, 0), (3, 4))], 2))
         free = ~made.labelled
         assert int(free.sum()) == {"crop": int(free.sum()), "image": 0, "box": 0}[kind]
-        assert (made.score == 0).all() and (made.shares[:, 0] == 1).all() and len(made.parts.row) == 0  # type: ignore[union-attr]
+        # where no box was kept, the dense map says where to look
+        assert ((made.score[free] > 0).all() or kind != "crop") and (made.class_score == 0).all()
+        assert (made.shares[:, 0] == 1).all() and len(made.parts.row) == 0  # type: ignore[union-attr]
         assert kind != "crop" or int(free.sum()) > 3
 
 
