@@ -1,0 +1,196 @@
+#!/usr/bin/env python
+"""What MC-dropout costs, and what training on crops loses against whole frames.
+
+    python tools/bench_detection.py dropout [--out docs/benchmarks/mc_dropout.md]
+    python tools/bench_detection.py crops --config configs/bccd.yaml [--seeds 0,1,2 --boxes 700] [--any.key value]
+
+dropout: ten draws of last-layer dropout on cached features beside one plain pass, per network.
+crops: whole frames, and crops of `query.sizes` drawn at random, until each has so many labelled boxes; the same
+fit on both; AP50 on the test images. Prints a table; --out writes it with date, machine and command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from dal_dense.cli import load_config, report_errors
+
+if TYPE_CHECKING:
+    from dal_dense.config import Config
+    from dal_dense.pool import Pool
+    from dal_dense.tasks.base import LabelledImage
+
+DRAWS = 10
+REPEATS = 5
+
+
+@report_errors
+def main(argv: list[str]) -> int:
+    """Run one part, print and write its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["dropout", "crops"])
+    parser.add_argument("--config", type=Path, help="crops: YAML file of settings")
+    parser.add_argument("--seeds", default="0,1,2", help="crops: numbers, comma between")
+    parser.add_argument("--boxes", type=int, default=700, help="crops: labelled boxes on each side")
+    parser.add_argument("--size", default="480,640", help="dropout: rows,columns of the frame")
+    parser.add_argument("--out", type=Path, default=None, help="file for the table")
+    given, rest = parser.parse_known_args(argv)
+    if given.part == "dropout":
+        rows, columns = map(int, given.size.split(","))
+        title, lines = f"MC-dropout: {DRAWS} draws on a frame of {rows} x {columns}", dropout((rows, columns))
+    else:
+        config = load_config(["--config", str(given.config), *rest], description=__doc__)
+        seeds = [int(s) for s in given.seeds.split(",")]
+        title, lines = f"Crops against whole frames: {given.config.stem}", crops(config, seeds, given.boxes)
+    write(title, lines, given.out, argv)
+    return 0
+
+
+def write(title: str, lines: Sequence[str], out: Path | None, argv: Sequence[str]) -> None:
+    """The table with what it depends on."""
+    from dal_dense.benchmark_runs import machine
+
+    facts = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "command": f"`python tools/bench_detection.py {shlex.join(argv)}`",
+        **machine(),
+    }
+    text = "\n".join([f"# {title}", "", *(f"- {k}: {v}" for k, v in facts.items()), "", *lines, ""])
+    Console().print(text, highlight=False, markup=False)
+    if out is not None:
+        out.write_text(text, encoding="utf-8")
+
+
+def dropout(size: tuple[int, int]) -> list[str]:
+    """One plain pass against ten further draws of the last layer, a line a network."""
+    import torch
+
+    from dal_dense.config import DetectionConfig, NetworkConfig
+    from dal_dense.tasks.torchvision_detection import TorchvisionDetector
+
+    torch.set_num_threads(1)
+    lines = ["| network | rows | one pass, s | ten draws more, s | share |", "|---|--:|--:|--:|--:|"]
+    image = 255 * torch.rand(3, *size, generator=torch.Generator().manual_seed(0))
+    for backbone in ("resnet18", "tiny"):
+        for name in ("faster_rcnn", "retinanet", "fcos"):
+            network = NetworkConfig(name=name, dropout=0.1)  # type: ignore[arg-type]
+            net = TorchvisionDetector(network, DetectionConfig(backbone=backbone), 4)  # type: ignore[arg-type]
+            net.module.eval()
+            look = net.look(image)
+            plain, more = [], []
+            for _ in range(REPEATS):  # in turn, so that a busy moment of the machine meets both
+                plain.append(seconds(lambda net=net: net.rows(net.look(image))))  # type: ignore[misc]
+                more.append(seconds(lambda net=net, look=look: [net.rows(look, dropout=k) for k in range(DRAWS)]))  # type: ignore[misc]
+            one, ten = statistics.median(plain), statistics.median(more)
+            count = len(net.rows(look).probs)
+            lines.append(f"| {backbone} {name} | {count} | {one:.3f} | {ten:.3f} | +{100 * ten / one:.1f} % |")
+    return [*lines, "", f"Median of {REPEATS}, one CPU thread. Passes that are not cached would cost +{100 * DRAWS} %."]
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall seconds of one call."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def crops(config: Config, seeds: Sequence[int], boxes: int) -> list[str]:
+    """AP50 of the same fit on whole frames and on crops with equally many labelled boxes."""
+    import torch
+
+    from dal_dense.build import build_task, channels_of
+    from dal_dense.pool import open_pool
+    from dal_dense.tasks.base import Hooks
+
+    torch.set_num_threads(config.threads or 1)
+    console = Console(stderr=True)
+    pool = open_pool(config.data, config.data_root, seed=config.seed, boxes=True)
+    found: dict[str, list[float]] = {"whole frames": [], "crops": []}
+    lines = ["| seed | labelled | regions | frames | boxes | AP50 |", "|--:|---|--:|--:|--:|--:|"]
+    for seed in seeds:
+        for kind in found:
+            labelled = drawn(config, pool, kind == "crops", boxes, seed)
+            task = build_task(config, pool, channels_of(config, pool))
+            with tempfile.TemporaryDirectory() as folder:
+                fitted = task.fit(labelled, seed=seed, out=Path(folder), previous=None, hooks=Hooks())
+                measured = task.evaluate(task.load(fitted.weights), pool.test, hooks=Hooks())
+            value = measured.extra["ap50"]
+            found[kind].append(value)
+            regions = sum(len(k.labels) for k in labelled)
+            count = sum(objects(label) for k in labelled for label in k.labels)
+            lines.append(f"| {seed} | {kind} | {regions} | {len(labelled)} | {count} | {value:.3f} |")
+            console.print(lines[-1], highlight=False)
+    means = {kind: statistics.mean(values) for kind, values in found.items()}
+    share = 100 * means["crops"] / max(means["whole frames"], 1e-9)
+    means_text = ", ".join(f"{kind} {value:.3f}" for kind, value in means.items())
+    return [*lines, "", f"Mean AP50: {means_text}; crops reach {share:.1f} % of whole frames."]
+
+
+def drawn(config: Config, pool: Pool, as_crops: bool, boxes: int, seed: int) -> list[LabelledImage]:
+    """Frames, or disjoint crops of all frames, in random order until so many objects are labelled."""
+    import torch
+
+    from dal_dense.candidates import random_boxes
+    from dal_dense.images import read_header
+    from dal_dense.labels import whole
+    from dal_dense.noise import text_key, uniform
+    from dal_dense.regions import Box, Regions
+    from dal_dense.tasks.base import LabelledImage
+
+    size = config.query.sizes[0]
+    rules = config.task.detection.min_visible
+    everything: list[tuple[str, Box]] = []
+    for record in pool.train:
+        shape = read_header(record).shape
+        if as_crops:
+            tiles = random_boxes(record.id, shape, size, 10**4, Regions.of([], 2), seed)
+            clash = tiles.overlaps(tiles).triu(1).any(0)  # boxes anywhere may overlap the tiles before them
+            everything += [(record.id, box) for box in tiles[~clash].boxes()]
+        else:
+            everything.append((record.id, whole(shape)))
+    keys = torch.tensor([text_key(f"{name} {box}") for name, box in everything])
+    taken: dict[str, list[tuple[Box, object]]] = {}
+    count = 0
+    for i in uniform(keys, seed, "crops").argsort().tolist():
+        name, box = everything[i]
+        truth = pool.boxes(pool[name])
+        if truth is None:
+            continue
+        table = truth.within(box, rules).table()
+        taken.setdefault(name, []).append((box, table))
+        count += objects(table)
+        if count >= boxes:
+            break
+    return [
+        LabelledImage(
+            pool[name],
+            Regions.of((box for box, _ in pairs), 2),
+            tuple(table for _, table in pairs),  # type: ignore[misc]
+            ("crop" if as_crops else "image",) * len(pairs),
+        )
+        for name, pairs in sorted(taken.items())
+    ]
+
+
+def objects(table: object) -> int:
+    """Objects in a table of boxes."""
+    import numpy as np
+
+    from dal_dense.boxes import OBJECT
+
+    return int((np.asarray(table)[:, 5] == OBJECT).sum())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
