@@ -14,11 +14,12 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
-demo: $(READY)  ## both loops, CT phantom and driving frames; prints a table a round and the reports' paths
+demo: $(READY)  ## three loops: CT phantom, driving frames, boxes on them; prints a table a round and the reports' paths
 	$(BIN)/python datasets/prepare_demo.py ct runs/demo_ct/data
 	$(BIN)/python tools/train_al.py --config configs/demo_ct.yaml
 	$(BIN)/python datasets/prepare_demo.py driving runs/demo_driving/data
 	$(BIN)/python tools/train_al.py --config configs/demo_driving.yaml
+	$(BIN)/python tools/train_al.py --config configs/demo_detection.yaml
 
 test: $(READY)  ## unit, conformance and end-to-end tests that can run here
 	$(BIN)/python -m pytest
