@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from dal_dense.box_answers import BoxRules, box_work, true_answer
+from dal_dense.box_answers import BoxRules, box_work, true_answers
 from dal_dense.boxes import Boxes
 from dal_dense.costs import CostModel, area_of, contour_length, object_count
 from dal_dense.errors import DataError, LabelError
@@ -23,6 +23,7 @@ from dal_dense.exchange.inbox import check_apart, claim
 from dal_dense.exchange.returns import read_returns
 from dal_dense.images import Header, axial_axis, read_header, sha256_of
 from dal_dense.ledger import Ledger
+from dal_dense.ledger_answers import LOGGED
 from dal_dense.ledger_rows import Source
 from dal_dense.pool import Pool
 from dal_dense.query import Query, QueryRegion
@@ -108,24 +109,38 @@ class Oracle:
         """
         problems = reject_lost(pool, ledger)
         waiting = {r.id for r in ledger.open_regions(query.round)}
+        earlier = _drawn_before(query, ledger)
         done = 0
         for image_id, regions in _by_image(query):
             if waiting.isdisjoint(r.id for r in regions):
                 continue
-            truth, header = _truth(pool, image_id), read_header(pool[image_id])
-            for region in regions:
+            header = read_header(pool[image_id])
+            labels = self._labels(_truth(pool, image_id), regions, pool, earlier.get(image_id))
+            for region, label in zip(regions, labels, strict=True):
                 if region.id in waiting:
-                    label = (
-                        truth[slices(region.box)].copy()
-                        if self.boxes is None
-                        else true_answer(Boxes.from_table(truth), region, self.boxes, pool.classes)
-                    )
                     opening = self.costs.image_seconds if region is regions[0] else 0.0
                     charge = _charge(region, label, header, self.costs, self.background, pool.classes)
                     charge = replace(charge, image_seconds=opening)
                     done += charge.record(ledger, region, label, "oracle", len(pool.classes))
         answered, left = _counts(query, ledger)
         return Outcome(answered, left, problems, f"the oracle answered {done} regions of round {query.round}")
+
+    def _labels(
+        self, truth: np.ndarray, regions: Sequence[QueryRegion], pool: Pool, earlier: Boxes | None
+    ) -> list[np.ndarray]:
+        if self.boxes is None:
+            return [truth[slices(region.box)].copy() for region in regions]
+        return true_answers(Boxes.from_table(truth), regions, self.boxes, pool.classes, earlier)
+
+
+def _drawn_before(query: Query, ledger: Ledger) -> dict[str, Boxes]:
+    """Objects in the answers to single boxes of earlier rounds, by image; read only if single boxes are asked."""
+    tables: dict[str, list[np.ndarray]] = {}
+    if any(region.kind == "box" for region in query.regions):
+        for answer in ledger.answered(kind="box"):
+            if answer.round < query.round:
+                tables.setdefault(answer.region.image_id, []).append(answer.label)
+    return {image_id: Boxes.from_table(np.concatenate(found)).objects for image_id, found in tables.items()}
 
 
 def _truth(pool: Pool, image_id: str) -> np.ndarray:
@@ -241,6 +256,8 @@ class People:
                     check(number, region.image_id)
                     charge = self._charge(item, region, pool, opening)
                 new += charge.record(ledger, region, item.label, "people", len(pool.classes))
+                if item.seconds is not None:  # a log that came after its label
+                    ledger.record_time(region.id, item.seconds, f"{item.source}; {LOGGED}")
             except (LabelError, DataError) as error:
                 file = item.source if place == self._place(query) else str(place / item.source)
                 problems.append(f"{file}: {error}" + _wait_for(region, place / item.source, refused))
@@ -265,7 +282,7 @@ class People:
         header = read_header(pool[region.image_id])
         charge = _charge(region, item.label, header, self.costs, self.background, pool.classes)
         if item.seconds is not None:
-            return replace(charge, seconds=item.seconds, note=f"{item.source}; time as logged")
+            return replace(charge, seconds=item.seconds, note=f"{item.source}; {LOGGED}")
         return replace(charge, image_seconds=opening, note=f"{item.source}; no time logged, charged by the cost model")
 
     def _message(self, query: Query, ledger: Ledger, new: int, left: int) -> str:

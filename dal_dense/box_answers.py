@@ -2,7 +2,8 @@
 
 The oracle plays a person who is never wrong: every object of a crop is drawn; a predicted box is
 accepted if it overlaps its object far enough and names the right class, fixed if it overlaps less, and
-rejected if there is nothing. A rejected prediction is charged like any other look.
+rejected if there is nothing. A rejected prediction is charged like any other look. An object is given to one
+prediction only, the best one; a second is fixed to another object that it overlaps, or rejected.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ UNCHANGED = 0.999
 """IoU from which a returned box is the one that was sent: files round their numbers."""
 HIDDEN = 0.5
 """Share of a prediction on ground to ignore from which nobody can judge it."""
+
+SAME_OBJECT = 0.5
+"""IoU from which a box that an earlier answer holds is an object."""
 
 
 @dataclass(frozen=True)
@@ -53,26 +57,71 @@ class BoxWork:
     area: float | None
 
 
-def true_answer(
-    truth: Boxes, region: QueryRegion, rules: BoxRules, classes: Sequence[str]
-) -> Float[np.ndarray, "boxes 6"]:
-    """The table of boxes that a person who is never wrong returns for a region."""
-    if region.kind != "box":
-        return truth.within(region.box, rules.min_visible).table()
-    predicted = Boxes.of([corners_of(region)], [predicted_class(region, classes)])
-    objects = truth.objects
-    overlap = iou(predicted.corners, objects.corners)[0]
+def true_answers(
+    truth: Boxes,
+    regions: Sequence[QueryRegion],
+    rules: BoxRules,
+    classes: Sequence[str],
+    earlier: Boxes | None = None,
+) -> list[Float[np.ndarray, "boxes 6"]]:
+    """The tables of boxes that a person who is never wrong returns for one frame's regions of a round.
+
+    Args:
+        truth: everything in the frame.
+        regions: all that is asked of it in the round, so that the answers do not depend on what is done already.
+        rules: what counts as right.
+        classes: names by number.
+        earlier: objects that answers to single boxes of earlier rounds hold; nobody labels one again.
+    """
+    single = [r for r in regions if r.kind == "box"]
+    predicted = Boxes.of([corners_of(r) for r in single], [predicted_class(r, classes) for r in single])
+    meant = iter(_verdicts(truth, predicted, rules, earlier))
+    return [next(meant) if r.kind == "box" else truth.within(r.box, rules.min_visible).table() for r in regions]
+
+
+def _verdicts(
+    truth: Boxes, predicted: Boxes, rules: BoxRules, earlier: Boxes | None
+) -> list[Float[np.ndarray, "boxes 6"]]:
+    """What becomes of each prediction: as it is, its object instead of it, or nothing there."""
+    objects, hidden = truth.objects, truth[truth.status == IGNORED]
+    overlap = iou(predicted.corners, objects.corners)
     near = (overlap >= rules.fix_iou) & (overlap > 0)
-    if near.any():
-        right = overlap >= rules.accept_iou
-        agreed = near & right & (objects.classes == predicted.classes[0])
-        best = int(np.where(agreed, overlap + 1, overlap).argmax())  # what makes it right goes before what is nearer
-        meant = objects[np.array([best])]
-        corners = predicted.corners if right[best] else meant.corners
-        return Boxes(corners, meant.classes, meant.status).table()
-    hidden = truth[truth.status == IGNORED]
-    unclear = len(hidden) and covered(predicted.corners, hidden.corners).max() >= HIDDEN
-    return Boxes(predicted.corners, predicted.classes, np.array([IGNORED if unclear else ABSENT], np.uint8)).table()
+    if earlier is not None:
+        near[:, _claimed(objects, earlier, rules)] = False
+    agreed = (overlap >= rules.accept_iou) & (objects.classes[None] == predicted.classes[:, None])
+    # what makes a prediction right goes before what is nearer
+    pairs = _one_to_one(np.where(near, np.where(agreed, overlap + 1, overlap), 0.0))
+    unclear: np.ndarray = np.any(covered(predicted.corners, hidden.corners) >= HIDDEN, axis=1)
+    tables = []
+    for row in range(len(predicted)):
+        this = predicted[row : row + 1]
+        if row in pairs:
+            found = objects[pairs[row] : pairs[row] + 1]
+            corners = this.corners if overlap[row, pairs[row]] >= rules.accept_iou else found.corners
+            this = Boxes(corners, found.classes, found.status)
+        else:  # nothing is there, or it is a second box of an object
+            this = Boxes(this.corners, this.classes, np.array([IGNORED if unclear[row] else ABSENT], np.uint8))
+        tables.append(this.table())
+    return tables
+
+
+def _claimed(objects: Boxes, earlier: Boxes, rules: BoxRules) -> list[int]:
+    """Objects that are labelled already: each earlier box claims the one of its class that it overlaps most."""
+    overlap = iou(earlier.corners, objects.corners)
+    same = overlap >= min(SAME_OBJECT, max(rules.accept_iou, 1e-12))  # an accepted box may lie no nearer
+    value = np.where(same, overlap + (objects.classes[None] == earlier.classes[:, None]), 0.0)
+    return sorted(_one_to_one(value).values())
+
+
+def _one_to_one(value: Float[np.ndarray, "n m"]) -> dict[int, int]:
+    """Row to column: the most valuable pair first, of equals the first; none of value 0, no column twice."""
+    pairs: dict[int, int] = {}
+    left = value.copy()
+    while left.size and left.max() > 0:
+        row, column = np.unravel_index(left.argmax(), left.shape)
+        pairs[int(row)] = int(column)
+        left[row], left[:, column] = 0.0, 0.0
+    return pairs
 
 
 def box_work(

@@ -29,12 +29,12 @@ from dal_dense.offers import KINDS, Offers, Parts, concat
 from dal_dense.query_sizes import array_size
 from dal_dense.records import Header
 from dal_dense.regions import Box, Regions, slices
-from dal_dense.tasks.base import Proposal
+from dal_dense.tasks.base import Judged, Proposal
 
 QUIET = 0.05
 """What the dense map adds to a window where it is at its highest, against a box of the mean score."""
 SAME = 0.5
-"""IoU from which two boxes are taken to mean one object."""
+"""IoU from which two boxes are taken to mean one object; share of a box on known ground from which it is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,7 @@ class BoxSpec:
         score: score of a box, see `box_scores`.
         combine: how boxes' scores become a window's; dense: the mean of the dense map instead.
         classes: number of classes, background included.
+        matching: rows carry the embeddings of their objects.
     """
 
     kind: Literal["crop", "image", "box"]
@@ -60,10 +61,17 @@ class BoxSpec:
     score: str
     combine: Literal["sum", "mean", "max", "dense"]
     classes: int
+    matching: bool = False
 
 
 def box_spec(
-    query: QueryConfig, header: Header, costs: CostModel, *, uncertainty: UncertaintyConfig, classes: int
+    query: QueryConfig,
+    header: Header,
+    costs: CostModel,
+    *,
+    uncertainty: UncertaintyConfig,
+    classes: int,
+    matching: bool = False,
 ) -> BoxSpec:
     """What the settings mean on one frame."""
     kind = query.kind
@@ -78,6 +86,7 @@ def box_spec(
         score=uncertainty.score,
         combine=uncertainty.combine,
         classes=classes,
+        matching=matching,
     )
 
 
@@ -90,12 +99,13 @@ def frame_offers(
     group: int,
     labelled: Regions,
     blocked: Regions,
+    judged: Judged | None = None,
     seed: int = 0,
 ) -> Offers:
     """Candidate regions of one frame, none on labelled or blocked ground; rows of labelled ground come last.
 
-    Of kind box, a region is one predicted box, rounded to pixels; two that overlap by less than IoU 0.5
-    are two objects, so a verified neighbour does not hide it.
+    Of kind box, a region is one predicted box, rounded to pixels. Boxes that overlap by less than IoU 0.5 are two
+    objects, so a verified neighbour does not hide it; nor does labelled or blocked ground that holds less than half.
 
     Args:
         pred: the frame's detections.
@@ -103,8 +113,9 @@ def frame_offers(
         image_id: id in the pool; keys and blind windows depend on it and on the box alone.
         image: row of the image in the round's listing.
         group: number of its group.
-        labelled: ground, or single boxes, that are labelled.
+        labelled: ground that is labelled.
         blocked: ground that was asked and is not answered, or was rejected.
+        judged: of kind box, the boxes that were asked one by one.
         seed: of the blind windows.
 
     Raises:
@@ -113,10 +124,11 @@ def frame_offers(
     _check(pred, image_id)
     device = pred.found.corners.device
     labelled, blocked = labelled.to(device), blocked.to(device)
+    answered, waiting = (judged.answered.to(device), judged.open.to(device)) if judged else (labelled[:0],) * 2
     values = box_scores(spec.score, pred.found, pred.difficulty.to(device)).float().clamp_min(0)
-    taken = Regions(torch.cat([labelled.start, blocked.start]), torch.cat([labelled.stop, blocked.stop]))
+    taken = _joined(labelled, blocked)
     if spec.kind == "box":
-        regions, rows = _box_candidates(pred, spec, taken)
+        regions, rows = _box_candidates(pred, taken, _joined(answered, waiting))
         found = _box_rows(_blank(regions, pred, spec, image_id, image, group), pred, spec, values, rows)
         found.extra[RANDOM] = torch.ones_like(found.score)  # every prediction is on offer: none was sought out
     else:
@@ -124,13 +136,14 @@ def frame_offers(
         regions = candidates.distinct(image_id, [sought, drawn])
         found = _window_rows(_blank(regions, pred, spec, image_id, image, group), pred, spec, values)
         found.extra[RANDOM] = torch.isin(found.key, region_keys(image_id, drawn)).float()
-    known = _blank(labelled, pred, spec, image_id, image, group)
-    whole = _whole_ground(labelled, spec, pred.shape)
-    kinds = torch.where(whole, KINDS.index("crop"), KINDS.index(spec.kind)).to(torch.uint8)
+    places = _joined(labelled, answered)
+    known = _blank(places, pred, spec, image_id, image, group)
+    kind = torch.full_like(known.kind, KINDS.index("crop"))
+    kind[len(labelled) :] = KINDS.index("box")
     known = replace(
         known,
-        kind=kinds,
-        objects=_inside(pred.found, labelled).float() @ pred.found.scores.float(),
+        kind=kind,
+        objects=_inside(pred.found, places).float() @ pred.found.scores.float(),
         labelled=torch.ones_like(known.labelled),
         extra={name: torch.zeros_like(known.score) for name in found.extra},
     )
@@ -199,7 +212,7 @@ def _blank(regions: Regions, pred: FramePrediction, spec: BoxSpec, image_id: str
         image_seconds=zero,
         embedding=_pooled(pred, regions),
         labelled=torch.zeros(n, dtype=torch.bool, device=device),
-        parts=_parts(pred.found, inside),
+        parts=_parts(pred.found, inside, spec.matching),
     )
 
 
@@ -218,9 +231,14 @@ def _shares(mass: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
     return mass / mass.sum(1, keepdim=True)
 
 
-def _parts(found: Detections, inside: Bool[Tensor, "N M"]) -> Parts:
+def _parts(found: Detections, inside: Bool[Tensor, "N M"], matching: bool) -> Parts:
     row, box = inside.nonzero().unbind(1)
-    return Parts(row, found.classes[box], found.scores[box].float(), found.embedding[box].float())
+    return Parts(row, found.classes[box], found.scores[box].float(), _embedded(found, matching)[box])
+
+
+def _embedded(found: Detections, matching: bool) -> Float[Tensor, "M E"]:
+    """Objects' embeddings, of width 0 unless a strategy reads them: an object is in many windows."""
+    return found.embedding.float() if matching else found.embedding[:, :0].float()
 
 
 def _pooled(pred: FramePrediction, regions: Regions) -> Float[Tensor, "N E"]:
@@ -233,24 +251,18 @@ def _pooled(pred: FramePrediction, regions: Regions) -> Float[Tensor, "N E"]:
     )
 
 
-def _whole_ground(labelled: Regions, spec: BoxSpec, shape: tuple[int, int]) -> Bool[Tensor, " N"]:
-    """Which labelled regions are whole ground and no single box: they have a size that crops or frames have."""
-    if spec.kind != "box":
-        return torch.ones(len(labelled), dtype=torch.bool, device=labelled.start.device)
-    sides = labelled.stop - labelled.start
-    known = torch.tensor([*(scores.fitted(size, shape) for size in spec.sizes), shape], device=sides.device)
-    return (sides[:, None] == known[None]).all(-1).any(1)
+def _joined(one: Regions, other: Regions) -> Regions:
+    return Regions(torch.cat([one.start, other.start]), torch.cat([one.stop, other.stop]))
 
 
 # kind box
 
 
-def _box_candidates(pred: FramePrediction, spec: BoxSpec, taken: Regions) -> tuple[Regions, Int[Tensor, " n"]]:
+def _box_candidates(pred: FramePrediction, taken: Regions, judged: Regions) -> tuple[Regions, Int[Tensor, " n"]]:
     """Predicted boxes that nobody has judged, rounded to pixels, and their rows among the detections."""
     start, stop = _pixels(pred)
     boxes = Regions(start, stop)
-    whole = _whole_ground(taken, spec, pred.shape)
-    free = ~boxes.overlaps(taken[whole]).any(1) & ~(overlap(boxes, taken[~whole]) >= SAME).any(1)
+    free = (_share_on(taken, boxes, pred.shape) < SAME) & ~(overlap(boxes, judged) >= SAME).any(1)
     first: dict[Box, int] = {}
     for row, (box, ok) in enumerate(zip(boxes.boxes(), free.tolist(), strict=True)):
         if ok:  # best first; two that round to one region are one question
@@ -265,6 +277,14 @@ def _pixels(pred: FramePrediction) -> tuple[Int[Tensor, "N 2"], Int[Tensor, "N 2
     top = torch.tensor(pred.shape, device=corners.device)
     start = torch.minimum(corners[:, :2].clamp_min(0), top - 1)
     return start, torch.minimum(torch.maximum(corners[:, 2:], start + 1), top)
+
+
+def _share_on(ground: Regions, boxes: Regions, shape: tuple[int, int]) -> Float[Tensor, " N"]:
+    """Share of each box that lies on the ground, pieces of ground taken together."""
+    known = torch.zeros(1, *shape, device=boxes.start.device)
+    for place in ground.boxes():
+        known[0][slices(place)] = 1
+    return scores.means_in(known, boxes)[:, 0] if len(ground) else known.new_zeros(len(boxes))
 
 
 def overlap(one: Regions, other: Regions) -> Float[Tensor, "N M"]:
@@ -292,7 +312,7 @@ def _box_rows(
         image_seconds=torch.full_like(seconds, costs.image_seconds),
         parts=Parts(
             torch.arange(len(rows), device=rows.device), pred.found.classes[rows], sure,
-            pred.found.embedding[rows].float(),
+            _embedded(pred.found, spec.matching)[rows],
         ),
     )  # fmt: skip
 

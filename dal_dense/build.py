@@ -175,6 +175,7 @@ def _detection(config: Config, pool: Pool, channels: int) -> Task:
         device=device_of(config.device),
         boxes_of=pool.boxes,
         seed=config.seed,
+        matching=config.strategy.name == "ppal",
     )
 
 
@@ -226,6 +227,12 @@ def check_initial_masks(config: Config, pool: Pool) -> None:
     if isinstance(wanted, str):
         return
     masked = {r.id for r in pool.members if r.mask is not None}
+    held = [name for name in wanted if name in {r.id for r in pool.held_out}]
+    if held:
+        raise ConfigError(
+            f"annotator.initial_masks: {', '.join(held)} is held out to measure the model; name other images, or say "
+            "with data.split_file which ones measure"
+        )
     lacking = [name for name in wanted if name not in masked]
     if lacking:
         raise ConfigError(

@@ -89,7 +89,9 @@ def random_boxes(
 def _free_tiles(shape: Sequence[int], box: Sequence[int], count: int, blocked: Regions, seed: int) -> Regions:
     phases = uniform(torch.arange(len(box)), seed, "phase").tolist()
     columns = [
-        list(range(int(u * min(s, n - s + 1)), n - s + 1, s)) for u, n, s in zip(phases, shape, box, strict=True)
+        # as many tiles as fit: a phase beyond the remainder would cost the last one
+        list(range(int(u * (n % s + 1)), n - s + 1, s))
+        for u, n, s in zip(phases, shape, box, strict=True)
     ]
     free = torch.ones([len(c) for c in columns], dtype=torch.bool)
     for start, stop in blocked.boxes():

@@ -308,5 +308,15 @@ class Config(Settings):
             )
         if self.uncertainty.score == "inconsistency" and self.uncertainty.draws != "flips":
             raise ValueError("uncertainty.score inconsistency needs uncertainty.draws flips")
+        if self.uncertainty.score in ("spread", "mutual_information", "inconsistency") and self.uncertainty.count < 2:
+            raise ValueError(f"uncertainty.score {self.uncertainty.score} needs uncertainty.count of at least 2")
+        one_stage = self.task.network.name in ("retinanet", "fcos")
+        if self.uncertainty.score == "spread" and self.uncertainty.draws == "mc_dropout" and one_stage:
+            raise ValueError(
+                f"uncertainty.score spread is 0 under mc_dropout in {self.task.network.name}: its box branch has no "
+                "dropout; use flips, ensemble or checkpoints, or faster_rcnn"
+            )
+        if not self.task.background:
+            raise ValueError("task.background must be true for detection: class 0 is what is no object")
         if self.annotator.accept_iou < self.annotator.fix_iou:
             raise ValueError("annotator.accept_iou must be at least annotator.fix_iou: what is right needs no fixing")

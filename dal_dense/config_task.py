@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -37,7 +38,9 @@ class NetworkConfig(Settings):
     name: Literal["unet", "dynunet", "segresnet", "faster_rcnn", "retinanet", "fcos"] = Field(
         default="unet", description="monai_segmentation: the first three; detection: the last three (Detectron2: two)"
     )
-    channels: tuple[int, ...] = Field(default=(16, 32, 64), description="features a level, finest first", min_length=2)
+    channels: tuple[int, ...] = Field(
+        default=(16, 32, 64), description="segmentation: features a level, finest first", min_length=2
+    )
     dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout rate; MC-dropout needs it above 0")
 
 
@@ -61,7 +64,7 @@ class TrainConfig(Settings):
         description="axes that may be flipped in augmentation and flip draws; frames: left_right, up_down. "
         "Leave out any axis that tells classes apart (left from right parotid)",
     )
-    rotate_degrees: float = Field(default=10.0, ge=0, description="largest random rotation")
+    rotate_degrees: float = Field(default=10.0, ge=0, description="segmentation: largest random rotation")
     scale: float = Field(default=0.1, ge=0, lt=1, description="largest random zoom, as a share")
     intensity: float = Field(
         default=0.1, ge=0, description="random brightness and contrast, in units of the scaled image"
@@ -97,7 +100,10 @@ class DetectionConfig(Settings):
         default=None, ge=32, description="frames are scaled so that their longer side is this; null: as stored"
     )
     anchor_sizes: tuple[float, ...] = Field(
-        default=(16, 32, 64, 128), description="side of square anchors, pixels of the scaled frame, finest level first"
+        default=(16, 32, 64, 128),
+        description="side of square anchors, pixels of the scaled frame, finest level first, ascending; "
+        "fcos: only how many levels, and the finest",
+        min_length=1,
     )
     min_score: float = Field(default=0.05, ge=0, lt=1, description="boxes of a lower score are dropped")
     nms_iou: float = Field(
@@ -107,6 +113,13 @@ class DetectionConfig(Settings):
     min_visible: float = Field(
         default=0.25, ge=0, le=1, description="objects cut by a region's border to less than this share are ignored"
     )
+
+    @model_validator(mode="after")
+    def _ascending(self) -> DetectionConfig:
+        sizes = self.anchor_sizes
+        if sizes[0] <= 0 or any(b <= a for a, b in pairwise(sizes)):
+            raise ValueError(f"anchor_sizes {list(sizes)} must be above 0 and ascend")
+        return self
 
 
 class TaskConfig(Settings):
@@ -122,13 +135,16 @@ class TaskConfig(Settings):
         description="volumes: voxel size in mm (right-left, back-front, feet-head) of the model grid; null: as stored",
     )
     frame_size: tuple[int, int] | None = Field(
-        default=None, description="frames: rows, columns of the model grid; null: as stored"
+        default=None, description="segmented frames: rows, columns of the model grid; null: as stored"
     )
     intensity: IntensityConfig = Field(default_factory=IntensityConfig, description="intensity scaling")
     train: TrainConfig = Field(default_factory=TrainConfig, description="training")
-    window_overlap: float = Field(default=0.25, ge=0, lt=1, description="overlap of sliding windows, Gaussian blending")
+    window_overlap: float = Field(
+        default=0.25, ge=0, lt=1, description="segmentation: overlap of sliding windows, Gaussian blending"
+    )
     background: bool = Field(
-        default=True, description="class 0 is background: left out of the mean Dice and of class quotas (frames: false)"
+        default=True,
+        description="class 0 is background: left out of the mean Dice and of class quotas (segmented frames: false)",
     )
     metric: Literal["dice", "miou", "ap50", "ap"] = Field(
         default="dice", description="headline figure of a round; detection: ap50 or ap (COCO)"
@@ -164,11 +180,12 @@ class UncertaintyConfig(Settings):
         description="detection: boxes' scores to a crop or frame; dense: the dense head's entropy instead of boxes",
     )
     pooling: Literal["mean", "topk"] = Field(
-        default="mean", description="score a region: mean over the box, or mean of its top share"
+        default="mean",
+        description="segmentation: score a region by the mean over the box, or the mean of its top share",
     )
     topk: float = Field(default=0.1, gt=0, le=1, description="topk: share of the box")
     temperature: bool = Field(
-        default=True, description="scale logits by a temperature fitted on held-out labelled regions"
+        default=True, description="segmentation: scale logits by a temperature fitted on held-out labelled regions"
     )
     held_out: float = Field(
         default=0.15, ge=0, lt=0.5, description="share of labelled regions kept from training to fit it"

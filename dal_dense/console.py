@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from dal_dense.tasks.base import Hooks
 
 
+LINE_EVERY = 20.0
+"""Seconds between lines of progress where there is no terminal."""
+
+
 class Screen:
     """A rich console with one progress bar a running job."""
 
@@ -24,6 +29,7 @@ class Screen:
         self._stop = False
         self._progress: Progress | None = None
         self._bars: dict[str, TaskID] = {}
+        self._told = time.monotonic()
 
     def say(self, what: object) -> None:
         """A line, a table or any other rich renderable. Lines are not broken, so that paths can be copied."""
@@ -45,6 +51,11 @@ class Screen:
 
     def _advance(self, what: str, done: int, total: int) -> None:
         if self._progress is None:
+            return
+        if not self.console.is_terminal:  # a log file: a line now and then instead of a bar
+            if time.monotonic() - self._told >= LINE_EVERY:
+                self._told = time.monotonic()
+                self.say(f"{what}: {done} of {total}")
             return
         if what not in self._bars:
             for bar in self._bars.values():

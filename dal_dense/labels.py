@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from dal_dense.ledger import Initial, Ledger
 from dal_dense.ledger_rows import label_sha256
 from dal_dense.pool import ImageRecord, Pool
 from dal_dense.regions import Box, Regions
-from dal_dense.tasks.base import IGNORE, LabelledImage
+from dal_dense.tasks.base import IGNORE, Judged, LabelledImage
 
 
 def know_initial(
@@ -87,11 +87,12 @@ def labelled_images(ledger: Ledger, pool: Pool, *, upto: int | None = None) -> l
     ]
 
 
-def ground(ledger: Ledger, pool: Pool) -> tuple[dict[str, list[Box]], dict[str, list[Box]]]:
-    """(labelled, blocked) boxes by image id. Blocked: asked and still open, or rejected.
+def ground(ledger: Ledger, pool: Pool) -> tuple[dict[str, list[Box]], dict[str, list[Box]], dict[str, Judged]]:
+    """(labelled, blocked, judged) by image id. Blocked: asked and still open, or rejected.
 
-    Reads headers of images with an initial mask, but no labels and no voxels. Quarantined images
-    are left out.
+    Labelled and blocked ground is known, or asked, whole. Boxes that were asked one by one say nothing of the
+    ground around them, so they are apart. Reads headers of images with an initial mask and the answers to single
+    boxes, but no other labels and no voxels. Quarantined images are left out.
 
     Raises:
         DataError: if such an image is not in the pool any more, or its header cannot be read.
@@ -100,14 +101,34 @@ def ground(ledger: Ledger, pool: Pool) -> tuple[dict[str, list[Box]], dict[str, 
     for known in ledger.initial():
         if (record := _record(pool, known.image_id)) is not None:
             labelled[known.image_id] = [whole(read_header(record).shape)]
-    for region in ledger.answered_regions():
-        if region.image_id not in pool.quarantined:
-            labelled.setdefault(region.image_id, []).append(region.box)
-    blocked: dict[str, list[Box]] = {}
-    for region in (*ledger.open_regions(), *(j.region for j in ledger.rejected())):
-        if region.image_id not in pool.quarantined:
-            blocked.setdefault(region.image_id, []).append(region.box)
-    return labelled, blocked
+    waiting = [*ledger.open_regions(), *(j.region for j in ledger.rejected())]
+    _join(labelled, ((r.image_id, r.box) for r in ledger.answered_regions() if r.kind != "box"), pool)
+    blocked = _join({}, ((r.image_id, r.box) for r in waiting if r.kind != "box"), pool)
+    single = ((a.region.image_id, box) for a in ledger.answered(kind="box") for box in _judged(a.region.box, a.label))
+    answered = _join({}, single, pool)
+    unanswered = _join({}, ((r.image_id, r.box) for r in waiting if r.kind == "box"), pool)
+    judged = {
+        image_id: Judged(*(Regions.of(dict.fromkeys(of.get(image_id, ())), 2) for of in (answered, unanswered)))
+        for image_id in {**answered, **unanswered}
+    }
+    return labelled, blocked, judged
+
+
+def _join(found: dict[str, list[Box]], pairs: Iterable[tuple[str, Box]], pool: Pool) -> dict[str, list[Box]]:
+    for image_id, box in pairs:
+        if image_id not in pool.quarantined:
+            found.setdefault(image_id, []).append(box)
+    return found
+
+
+def _judged(asked: Box, label: np.ndarray) -> Iterator[Box]:
+    """What was asked, and the objects of the answer, rounded to pixels inside the frame: at least one each."""
+    yield asked
+    corners = Boxes.from_table(label).objects.corners
+    start = np.minimum(corners[:, :2].round(), np.ceil(corners[:, 2:]) - 1).astype(int)
+    stop = np.maximum(corners[:, 2:].round().astype(int), start + 1)
+    for first, last in zip(start.tolist(), stop.tolist(), strict=True):
+        yield tuple(first), tuple(last)
 
 
 def classes_in(label: np.ndarray) -> set[int]:

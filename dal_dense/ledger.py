@@ -20,7 +20,7 @@ import numpy as np
 from dal_dense import ledger_reads as reads
 from dal_dense import ledger_rows as rows
 from dal_dense.errors import LabelError, LedgerError
-from dal_dense.ledger_answers import asked, keep_answer, keep_rejection
+from dal_dense.ledger_answers import asked, keep_answer, keep_rejection, keep_time
 from dal_dense.ledger_rows import Answer, Conflict, CostEntry, Event, FitRow, Initial, Rejection, Source
 from dal_dense.ledger_settings import begin, harmless_changes, identity
 from dal_dense.ledger_store import FILE, Store, connect, single_writer
@@ -233,6 +233,12 @@ class Ledger:
             note=note,
         )
 
+    def record_time(self, region_id: str, seconds: float, note: str) -> bool:
+        """Charge a time that was logged after its label came. False if a logged time stands already, or no answer."""
+        region = asked(self._store, region_id)
+        rows.check_seconds(region, seconds)
+        return keep_time(self._store, region, seconds, note)
+
     def record_rejected(self, region_id: str, reason: str, *, seconds: float = 0.0) -> bool:
         """This region cannot be labelled; its ground stays blocked. False if that was recorded already.
 
@@ -243,14 +249,15 @@ class Ledger:
         rows.check_seconds(region, seconds)
         return keep_rejection(self._store, region, reason, arrived=self.arriving, seconds=seconds)
 
-    def answered(self, round: int | None = None, *, upto: int | None = None) -> list[Answer]:
+    def answered(self, round: int | None = None, *, upto: int | None = None, kind: str | None = None) -> list[Answer]:
         """Answers with their labels, in the order asked.
 
         Args:
             round: only regions of this round's query.
             upto: only answers that had arrived when this round was closed: what its fit may learn from.
+            kind: only regions of this kind; labels of others are not read.
         """
-        return reads.answered(self._store.select, self.path, round, upto)
+        return reads.answered(self._store.select, self.path, round, upto, kind)
 
     def answered_regions(self) -> list[QueryRegion]:
         """The regions of `answered`, without reading their labels."""

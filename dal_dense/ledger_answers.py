@@ -9,6 +9,9 @@ from dal_dense.errors import LabelError
 from dal_dense.ledger_store import Store
 from dal_dense.query import QueryRegion
 
+LOGGED = "time as logged"
+"""End of the note of an answer whose seconds a person measured."""
+
 
 def asked(store: Store, region_id: str) -> QueryRegion:
     """The region of this id.
@@ -64,6 +67,19 @@ def keep_answer(
     charged = (seconds, image_seconds, *map(rows.number, figures))
     with store.recording() as now:
         store.insert("answers", (region.id, arrived, source, *charged, *rows.pack(label), note, now))
+    return True
+
+
+def keep_time(store: Store, region: QueryRegion, seconds: float, note: str) -> bool:
+    """Charge logged seconds, opening included, in place of the cost model's. False if a logged time stands already."""
+    known = store.select("SELECT note FROM answers WHERE region_id = ?", region.id)
+    if not known or known[0]["note"].endswith(LOGGED):
+        return False
+    with store.recording():
+        store.db.execute(
+            "UPDATE answers SET seconds = ?, image_seconds = 0, note = ? WHERE region_id = ?",
+            (seconds, note, region.id),
+        )
     return True
 
 

@@ -39,13 +39,15 @@ def open_regions(select: Select, round: int | None) -> list[QueryRegion]:
     return [*map(rows.region_of, found)]
 
 
-def answered(select: Select, path: Path, round: int | None, upto: int | None) -> list[Answer]:
-    """Answers to a round's query (or all), arrived by the close of `upto` (or ever)."""
+def answered(select: Select, path: Path, round: int | None, upto: int | None, kind: str | None = None) -> list[Answer]:
+    """Answers to a round's query (or all), arrived by the close of `upto` (or ever), of one kind (or any)."""
     found = select(
         f"SELECT {rows.REGION_FIELDS}, a.* FROM answers a JOIN regions r ON r.id = a.region_id "
-        "WHERE (?1 IS NULL OR r.round = ?1) AND (?2 IS NULL OR a.arrived <= ?2) ORDER BY r.round, r.position",
+        "WHERE (?1 IS NULL OR r.round = ?1) AND (?2 IS NULL OR a.arrived <= ?2) AND (?3 IS NULL OR r.kind = ?3) "
+        "ORDER BY r.round, r.position",
         round,
         upto,
+        kind,
     )
     names = ("round", "arrived", "seconds", "image_seconds", "boundary", "objects", "area", "source", "note", "time")
     return [

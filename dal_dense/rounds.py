@@ -34,7 +34,7 @@ from dal_dense.report.page import write_report
 from dal_dense.report.words import duration, figure
 from dal_dense.results import collect
 from dal_dense.run import Run, grow, know_initial_masks, quarantine, unreadable
-from dal_dense.tasks.base import FitReport, LabelledImage, Measurement, Proposal
+from dal_dense.tasks.base import FitReport, Judged, LabelledImage, Measurement, Proposal
 
 MODEL_FREE = ("random", "uniform")
 """Strategies that look at no prediction, so that the pool need not be run through the network."""
@@ -99,7 +99,7 @@ def _chosen(run: Run, query: Query, seconds: float) -> Query:
 
 def offers_of_pool(run: Run, number: int, strategy: str) -> tuple[Offers, list[str]]:
     """Offers of the images that are looked at in this round, and the images' ids by `Offers.image`."""
-    labelled, blocked = ground(run.ledger, run.pool)
+    labelled, blocked, judged = ground(run.ledger, run.pool)
     records = looked_at(run, number, strategy)
     groups = {g: i for i, g in enumerate(sorted({r.group for r in run.pool.train}))}
     offer: Callable[..., Offers]
@@ -110,7 +110,8 @@ def offers_of_pool(run: Run, number: int, strategy: str) -> tuple[Offers, list[s
         offer = _by_model(run, number)
     sampled = len(records)
     seen = {r.id for r in records}
-    records += [run.pool[i] for i in sorted(labelled) if i not in seen]  # for their labelled rows only
+    answered = {i for i, single in judged.items() if len(single.answered)}
+    records += [run.pool[i] for i in sorted({*labelled, *answered} - seen)]  # for their labelled rows only
     parts: list[Offers] = []
     for i, record in enumerate(records):
         if run.screen.stopping():
@@ -120,7 +121,9 @@ def offers_of_pool(run: Run, number: int, strategy: str) -> tuple[Offers, list[s
             known = Regions.of(labelled.get(record.id, ()), record.ndim)
             off_limits = blocked.get(record.id, ()) if i < sampled else [whole(read_header(record).shape)]
             closed = Regions.of(off_limits, record.ndim)
-            found = offer(record, known, closed, image=i, group=groups[record.group])
+            # only of kind box: adapters that know nothing of boxes need not know the word
+            single = {"judged": judged[record.id]} if record.id in judged else {}
+            found = offer(record, known, closed, image=i, group=groups[record.group], **single)
             if run.config.query.min_gap is not None:
                 time = torch.full_like(found.seconds, math.nan if record.time is None else record.time).double()
                 found = replace(found, extra={**found.extra, "time": time})
@@ -135,8 +138,10 @@ def offers_of_pool(run: Run, number: int, strategy: str) -> tuple[Offers, list[s
 def _by_model(run: Run, number: int) -> Callable[..., Offers]:
     model = model_of(run, number - 1)
 
-    def offer(record: ImageRecord, labelled: Regions, blocked: Regions, *, image: int, group: int) -> Offers:
-        return run.task.offers(model, record, labelled, blocked, image=image, group=group)
+    def offer(
+        record: ImageRecord, labelled: Regions, blocked: Regions, *, image: int, group: int, **single: Judged
+    ) -> Offers:
+        return run.task.offers(model, record, labelled, blocked, image=image, group=group, **single)
 
     return offer
 

@@ -49,13 +49,13 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Our own arguments, and those that every run gets."""
     shape = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=shape, allow_abbrev=False)
-    parser.add_argument("--config", type=Path, required=True, help="YAML file of settings")
-    parser.add_argument("--strategies", type=names, default=["hybrid", "random"], help="names, comma between")
-    parser.add_argument("--seeds", type=numbers, default=[0, 1], help="numbers, comma between")
+    parser.add_argument("--config", type=Path, required=True, help="one YAML file of settings")
+    parser.add_argument("--strategies", type=names, default=["hybrid", "random"], help="comma between (hybrid,random)")
+    parser.add_argument("--seeds", type=numbers, default=[0, 1], help="numbers, comma between (0,1)")
     parser.add_argument("--out", type=Path, required=True, help="where OUT.md and OUT.svg go, without a suffix")
-    parser.add_argument("--baseline", default="random", help="strategy that the others are compared with")
-    parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks"), help="folder of the runs")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument("--baseline", default="random", help="the one that the others are compared with (random)")
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks"), help="their folder (runs/benchmarks)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once (1)")
     return parser.parse_known_args(argv)
 
 

@@ -36,6 +36,8 @@ def main(argv: list[str]) -> int:
             ledger.record_measurement(number, rounds.measure(run, number))
             screen.say(rounds.table(run))
             rounds.report(run)
+        else:
+            screen.say("all rounds are done")
         rounds.take_late(run)
         screen.say(f"report: {rounds.report(run)}")
     return 0

@@ -109,7 +109,8 @@ def _check_budget(basket: Basket, when: Round) -> None:
     low = float(price.min())
     if low > basket.budget.seconds:
         setting = "budget.start_seconds" if when.number == 0 else "budget.seconds_per_round"
+        poor = "" if when.number == 0 else "; a model that has learnt little also overrates what there is to draw"
         raise BudgetError(
             f"budget {basket.budget.seconds:g} s buys nothing: the cheapest of {len(price)} regions costs {low:g} s "
-            f"(its image's opening included); raise {setting} or shrink query.sizes"
+            f"(its image's opening included); raise {setting} or shrink query.sizes{poor}"
         )

@@ -17,7 +17,7 @@ from dal_dense.acquire.base import Budget
 from dal_dense.offers import KINDS, Offers
 
 SAME_OBJECT = 0.5
-"""IoU from which two single boxes are taken to mean one object."""
+"""IoU from which two single boxes are taken to mean one object; share of a single box from which ground holds it."""
 
 
 class Basket:
@@ -108,17 +108,20 @@ class Basket:
     def _forbid_overlaps(self, row: int) -> None:
         """No row that shares a voxel with this one, itself included, may be taken any more.
 
-        Single boxes may touch each other: only one that means the same object (IoU 0.5) may not be taken.
+        Single boxes may touch: none that means the same object as another (IoU 0.5) may be taken, and none of
+        which half lies on a region that is whole ground.
         """
         block, regions = self._rows_of(int(self.offers.image[row])), self.offers.regions
         low = torch.maximum(regions.start[block], regions.start[row])
         high = torch.minimum(regions.stop[block], regions.stop[row])
         clash = (high > low).all(1)
-        if self._single[row]:
+        single, alone = self._single[block], self._single[row]
+        if alone or single.any():
             shared = (high - low).clamp_min(0).prod(1).double()
-            sides = regions.stop - regions.start
-            either = sides[block].prod(1) + sides[row].prod() - shared
-            clash &= ~self._single[block] | (shared >= SAME_OBJECT * either)
+            mine, theirs = regions[row : row + 1].volume(), regions[block].volume()
+            either = mine + theirs - shared
+            of = torch.where(single, torch.where(alone, either, theirs), torch.where(alone, mine, 0))
+            clash &= shared >= SAME_OBJECT * of
         self.price[block[clash]] = torch.inf
 
     def _forbid_near_times(self, row: int) -> None:

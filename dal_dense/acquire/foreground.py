@@ -32,7 +32,7 @@ def foreground_random(
     """
     seed = when.seed_for("foreground_random")
     blind = offers.extra.get("random", torch.ones_like(offers.score)) > 0  # peaks of a score are no random sample
-    volume = offers.extent
+    volume = offers.extent if offers.parts is None else offers.objects  # ground by class, or objects by class
     classes = list(quota_classes)
     while classes and basket.spent < FOREGROUND_SHARE * basket.budget.seconds:
         c = classes[noise.derive_seed(seed, "class", len(basket.rows), len(classes)) % len(classes)]

@@ -37,8 +37,8 @@ def ppal(offers: Offers, basket: Basket, options: StrategyConfig, when: Round, q
     Raises:
         ConfigError: if the offers carry no objects.
     """
-    if offers.parts is None:
-        raise ConfigError("strategy.name ppal compares detected objects, and this task finds none; use hybrid")
+    if offers.parts is None or offers.parts.embedding.shape[1] == 0:
+        raise ConfigError("strategy.name ppal compares detected objects, and this task offers none; use hybrid")
     value = summed_score(offers)
     rows = _candidates(basket, value)
     if not len(rows):

@@ -56,6 +56,7 @@ class View:
         label: class numbers of the proposal, uint8, of the box's shape; None if there is no model yet.
         uncertainty: score map, float32, of the box's shape; None likewise.
         found: detection: corners of predicted boxes in `image`, class number, score, float64 (n, 6).
+        single: the box is the prediction itself, so its own panel shows it in the class's colour alone.
     """
 
     image: UInt8[np.ndarray, "rows cols *rgb"]
@@ -64,6 +65,7 @@ class View:
     label: Integer[np.ndarray, "box_rows box_cols"] | None = None
     uncertainty: Float[np.ndarray, "box_rows box_cols"] | None = None
     found: Float[np.ndarray, "boxes 6"] | None = None
+    single: bool = False
 
 
 def tiles_for_query(
@@ -149,7 +151,7 @@ def _frame_view(region: QueryRegion, image: Float[np.ndarray, "channels rows col
         return View(shown, box, label=proposal.label, uncertainty=heat)
     corners = proposal.label[:, :4] - np.array([start[0], start[1], start[0], start[1]])
     found = np.column_stack([corners, proposal.label[:, 4], proposal.scores])
-    return View(shown, box, uncertainty=heat, found=found)
+    return View(shown, box, uncertainty=heat, found=found, single=region.kind == "box")
 
 
 def _volume_view(
@@ -190,7 +192,7 @@ def _context(region: QueryRegion, shape: Sequence[int], axes: Sequence[int]) -> 
     """The box with a margin along `axes`, inside the image."""
     start, stop = list(region.start), list(region.stop)
     for a in axes:
-        more = max(4, round(MARGIN * region.shape[a]))
+        more = max(4, round(MARGIN * region.shape[a])) if region.kind != "box" else max(24, 2 * region.shape[a])
         start[a], stop[a] = max(0, start[a] - more), min(int(shape[a]), stop[a] + more)
     return start, stop
 
@@ -228,7 +230,8 @@ def draw_tile(view: View, *, top: float, background: bool = True) -> UInt8[np.nd
     sheet = np.zeros((height, width * len(panels) + GAP * (len(panels) - 1), 4), np.uint8)
     for n, panel in enumerate(panels):
         left = n * (width + GAP)
-        sheet[:, left : left + width, :3] = _outlined(panel, place)
+        outlined = not (view.single and n == 1)
+        sheet[:, left : left + width, :3] = _outlined(panel, place) if outlined else panel
         sheet[:, left : left + width, 3] = 255
     return sheet
 

@@ -174,7 +174,8 @@ def _tile(region: QueryRegion, colours: Mapping[str, str], run_dir: Path) -> dic
     data = path.read_bytes() if path.is_file() else b""
     width, height = struct.unpack(">II", data[16:24]) if len(data) >= 24 else (0, 0)  # from the PNG header
     order = sorted(region.shares.items(), key=lambda item: -item[1])
-    top = [(n, s) for n, s in order if s >= 0.01 and (n in colours or not colours)][:3]
+    guessed = len({round(s, 3) for s in region.shares.values()}) > 1  # all alike: no model has looked
+    top = [(n, s) for n, s in order if guessed and s >= 0.01 and (n in colours or not colours)][:3]
     named = ", ".join(f"{n} {s:.0%}" for n, s in top) or "no class above 1%"
     return {
         "id": region.id,

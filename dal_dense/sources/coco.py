@@ -88,20 +88,23 @@ def _annotations(
         DataError: for an id that is missing or there twice, an unlisted image or category.
     """
     by_image: dict[Any, list[Mapping[str, Any]]] = {}
+    for kind, items in (("images", images), ("annotations", annotations)):
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            raise DataError(f'{file}: "{kind}" must be a list of objects (COCO); correct it')
     for image in images:
         key = image.get("id")
-        if key is None or key in by_image:
+        if not isinstance(key, int | str) or key in by_image:
             what = f"image id {key!r} ({image.get('file_name')})"
             raise DataError(f"{file}: {what} is missing or there twice; correct it")
         by_image[key] = []
     for annotation in annotations:
         what = f"{file}: annotation {annotation.get('id', '?')}"
-        if annotation.get("image_id") not in by_image:
+        if not isinstance(annotation.get("image_id"), int | str) or annotation["image_id"] not in by_image:
             raise DataError(f"{what} belongs to image {annotation.get('image_id')!r}, which is not listed; correct it")
         category = annotation.get("category_id")
         if isinstance(category, str):
             annotation = {**annotation, "category_id": _whole(category, what)}
-        if annotation.get("category_id") not in labels:
+        if not isinstance(category, int | str) or annotation["category_id"] not in labels:
             raise DataError(f"{what} is of category {annotation.get('category_id')!r}, which is not listed; correct it")
         by_image[annotation["image_id"]].append(annotation)
     return by_image

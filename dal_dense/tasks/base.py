@@ -39,6 +39,19 @@ class LabelledImage:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """Boxes of one frame that were asked one by one (`query.kind: box`); the ground around them is not known.
+
+    Attributes:
+        answered: the boxes that were asked and are answered, and the objects that the answers hold.
+        open: the boxes that were asked and are not answered, or were rejected.
+    """
+
+    answered: Regions
+    open: Regions
+
+
+@dataclass(frozen=True)
 class Hooks:
     """How a long job talks to the person: progress lines and the wish to stop.
 
@@ -142,6 +155,10 @@ class Task(Protocol):
         """Regions of one image worth asking for: none overlaps `labelled` or `blocked` ground.
 
         Rows for the `labelled` boxes come last, flagged `Offers.labelled`, if the task has an embedding.
+
+        Where `query.kind` is `box`, and only there, the call has one more keyword, `judged: Judged | None = None`:
+        a task that offers single boxes offers none that means the same object as one of these (IoU 0.5), nor one
+        of which half lies on `labelled` or `blocked` ground; its labelled rows end with the answered boxes.
         """
         ...
 

@@ -223,7 +223,10 @@ class _Run:
             group["lr"] = learning_rate(settings, iteration)
         samples = self.windows.batch(iteration)
         with seeded(derive_seed(self.seed, "step", iteration), device), mixed_precision(device):
-            parts = self.detector.losses(samples)
+            try:
+                parts = self.detector.losses(samples)
+            except FloatingPointError as problem:  # Detectron2 looks for itself
+                raise _diverged(iteration) from problem
         loss = torch.stack([part.float() for part in parts.values()]).sum()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -264,10 +267,14 @@ class _Run:
 
 def _finite(loss: Tensor, iteration: int) -> None:
     if not bool(torch.isfinite(loss)):
-        raise ConfigError(
-            f"task.train.lr: the loss is no longer a number at iteration {iteration}; "
-            "lower task.train.lr (a third of it is a good next try)"
-        )
+        raise _diverged(iteration)
+
+
+def _diverged(iteration: int) -> ConfigError:
+    return ConfigError(
+        f"task.train.lr: the loss is no longer a number at iteration {iteration}; "
+        "lower task.train.lr (a third of it is a good next try)"
+    )
 
 
 def _workplace(folder: Path, inputs: str) -> Path:

@@ -28,14 +28,14 @@ from dal_dense.images import read_header, read_image, sha256_of
 from dal_dense.offers import Offers
 from dal_dense.records import ImageRecord
 from dal_dense.regions import Regions
-from dal_dense.tasks.base import FitReport, Hooks, LabelledImage, Measurement, Proposal
+from dal_dense.tasks.base import FitReport, Hooks, Judged, LabelledImage, Measurement, Proposal
 from dal_dense.tasks.detection_backend import Detector
 from dal_dense.tasks.detection_evaluate import Scoreboard
 from dal_dense.tasks.detection_fit import Plan, fit_detectors
 from dal_dense.tasks.detection_ground import Windows, gather
 from dal_dense.tasks.detection_predict import predict_frame
-from dal_dense.tasks.detection_weights import Model, load_model, read_card
-from dal_dense.tasks.weights import MODEL_FILE, folder_sha256, read_figures
+from dal_dense.tasks.detection_weights import Model, is_finished, load_model, read_card
+from dal_dense.tasks.weights import folder_sha256, read_figures
 
 SAVED = {"backbone", "norm", "anchor_sizes", "config_file"}
 """Settings under task.detection that decide what a network is; the others may change after a fit."""
@@ -56,6 +56,7 @@ class Detection:
         device: where networks run.
         boxes_of: the truth of a test image.
         seed: of blindly drawn candidates.
+        matching: offers carry each object's embedding (`ppal`); costs memory.
         prefixes: under which the tensors of `task.detection.weights` may belong.
 
     Raises:
@@ -76,12 +77,14 @@ class Detection:
         device: torch.device,
         boxes_of: Callable[[ImageRecord], Boxes | None],
         seed: int = 0,
+        matching: bool = False,
         prefixes: tuple[str, ...] = ("",),
     ) -> None:
         _check(task, uncertainty, classes, ndim, in_channels)
         self._make, self._prefixes = make_detector, prefixes
         self._task, self._uncertainty, self._query, self._costs = task, uncertainty, query, costs
         self._classes, self._device, self._boxes_of, self._seed = tuple(classes), device, boxes_of, seed
+        self._matching = matching
         self._last: tuple[tuple[str, str], FramePrediction] | None = None  # so that propose repeats nothing
 
     @property
@@ -99,7 +102,7 @@ class Detection:
             Stopped: the person asked to stop; call again to go on.
         """
         inputs = self._digest(labelled, seed, previous)
-        if not (out / MODEL_FILE).exists() or read_card(out).inputs != inputs:
+        if not is_finished(out, inputs):
             detection, train = self._task.detection, self._task.train
             pieces = gather(labelled, detection=detection, train=train, hooks=hooks)
             if not pieces:
@@ -153,15 +156,21 @@ class Detection:
         return self._last[1]
 
     def offers(
-        self, model: object, record: ImageRecord, labelled: Regions, blocked: Regions, *, image: int, group: int
-    ) -> Offers:
+        self, model: object, record: ImageRecord, labelled: Regions, blocked: Regions, *, image: int, group: int,
+        judged: Judged | None = None,
+    ) -> Offers:  # fmt: skip
         """Regions of one frame worth asking for; rows of labelled ground come last."""
         spec = box_spec(
-            self._query, read_header(record), self._costs, uncertainty=self._uncertainty, classes=len(self._classes)
+            self._query,
+            read_header(record),
+            self._costs,
+            uncertainty=self._uncertainty,
+            classes=len(self._classes),
+            matching=self._matching,
         )
         return frame_offers(
             self.predict(model, record), spec, image_id=record.id, image=image, group=group,
-            labelled=labelled, blocked=blocked, seed=self._seed,
+            labelled=labelled, blocked=blocked, judged=judged, seed=self._seed,
         )  # fmt: skip
 
     def propose(self, model: object, record: ImageRecord, regions: Regions) -> list[Proposal]:
@@ -194,8 +203,9 @@ class Detection:
         )
         total.update(task.encode())
         total.update(self._uncertainty.model_dump_json(include={"draws", "count"}).encode())
-        if self._task.detection.weights is not None:
-            total.update(sha256_of(Path(self._task.detection.weights)).encode())
+        for file in (self._task.detection.weights, self._task.detection.config_file):
+            if file is not None:
+                total.update(sha256_of(Path(file)).encode())
         if previous is not None and self._task.train.start != "scratch":
             total.update(folder_sha256(previous).encode())
         for known in labelled:

@@ -77,6 +77,16 @@ def read_card(folder: Path) -> ModelCard:
         ) from problem
 
 
+def is_finished(folder: Path, inputs: str) -> bool:
+    """Does the folder hold a whole fit of these very inputs? A damaged or foreign card means no."""
+    if not (folder / MODEL_FILE).exists():
+        return False
+    try:
+        return read_card(folder).inputs == inputs
+    except DataError:
+        return False
+
+
 def load_detectors(
     folder: Path, card: ModelCard, make: Callable[[], Detector], device: torch.device
 ) -> tuple[Detector, ...]:

@@ -107,6 +107,7 @@ class Detectron2Detection(Detection):
         device: where networks run.
         boxes_of: the truth of a test image.
         seed: of blindly drawn candidates.
+        matching: offers carry each object's embedding (`ppal`); costs memory.
 
     Raises:
         ConfigError: if settings contradict each other, the data, or the user's config file.
@@ -126,6 +127,7 @@ class Detectron2Detection(Detection):
         device: torch.device,
         boxes_of: Callable[[ImageRecord], Boxes | None],
         seed: int = 0,
+        matching: bool = False,
     ) -> None:
         check_settings(task)
         require_detectron2()
@@ -142,4 +144,5 @@ class Detectron2Detection(Detection):
             device=device,
             boxes_of=boxes_of,
             seed=seed,
+            matching=matching,
         )

@@ -146,6 +146,7 @@ class TorchvisionDetection(Detection):
         device: where networks run.
         boxes_of: the truth of a test image.
         seed: of blindly drawn candidates.
+        matching: offers carry each object's embedding (`ppal`); costs memory.
 
     Raises:
         ConfigError: if settings contradict each other or the data.
@@ -164,6 +165,7 @@ class TorchvisionDetection(Detection):
         device: torch.device,
         boxes_of: Callable[[ImageRecord], Boxes | None],
         seed: int = 0,
+        matching: bool = False,
     ) -> None:
         super().__init__(
             make_detector=partial(TorchvisionDetector, task.network, task.detection, len(classes)),
@@ -178,4 +180,5 @@ class TorchvisionDetection(Detection):
             device=device,
             boxes_of=boxes_of,
             seed=seed,
+            matching=matching,
         )

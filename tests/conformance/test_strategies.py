@@ -104,7 +104,10 @@ def prices(offers: Offers, rows: list[int]) -> torch.Tensor:
 
 
 def clashes(offers: Offers) -> torch.Tensor:
-    """Which two rows share ground; of two single boxes, which mean one object (N, N), voxel by voxel."""
+    """Which two rows share ground (N, N), voxel by voxel.
+
+    Of two single boxes, which mean one object; of a single box and whole ground, where half of the box lies on it.
+    """
     found = torch.zeros(len(offers), len(offers), dtype=torch.bool)
     ground = [
         {(int(image), *place) for place in itertools.product(*(range(a, b) for a, b in zip(*box, strict=True)))}
@@ -113,7 +116,8 @@ def clashes(offers: Offers) -> torch.Tensor:
     single = offers.kind == KINDS.index("box")
     for a, b in itertools.product(range(len(offers)), repeat=2):
         shared = len(ground[a] & ground[b])
-        least = len(ground[a] | ground[b]) / 2 if single[a] and single[b] else 1
+        alone = [ground[row] for row in (a, b) if single[row]]
+        least = len(set.union(*alone)) / 2 if alone else 1
         found[a, b] = shared >= least
     return found
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from dal_dense.boxes import ABSENT, OBJECT, Boxes
+from dal_dense.box_offers import frame_offers
+from dal_dense.boxes import ABSENT, OBJECT, Boxes, iou
 from dal_dense.ledger import Ledger
+from dal_dense.offers import Offers
 from dal_dense.results import load
+from dal_dense.tasks.base import Judged
 from tests.e2e.command import TrainAl, batch, main_of_script, story
 from tests.world import box_settings, write_box_frames
 
@@ -39,7 +44,16 @@ def plain(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize("kind", ["crop", "image", "box"])
-def test_a_run_of_each_kind(plain: TrainAl, data: Path, tmp_path: Path, kind: str) -> None:
+def test_a_run_of_each_kind(
+    plain: TrainAl, data: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, Judged | None] = {}
+
+    def spied(*args: Any, **given: Any) -> Offers:
+        told[given["image_id"]] = given["judged"]  # the last round's
+        return frame_offers(*args, **given)
+
+    monkeypatch.setattr("dal_dense.tasks.detection_task.frame_offers", spied)
     ended = plain(box_settings(data, tmp_path / "run", query__kind=kind))
     assert (ended.status, ended.err) == (0, ""), ended.err
     with Ledger.read(tmp_path / "run") as ledger:
@@ -51,6 +65,15 @@ def test_a_run_of_each_kind(plain: TrainAl, data: Path, tmp_path: Path, kind: st
             assert answer.label.dtype == np.float64 and answer.seconds > 0
             if answer.region.kind == "box":
                 assert len(boxes) == 1 and int(boxes.status[0]) in (OBJECT, ABSENT)
+        single = ledger.answered(kind="box")
+        assert bool(single) == (kind == "box")
+        before = {a.region.image_id for a in single if a.round < 2}
+        assert {name for name, judged in told.items() if judged is not None and len(judged.answered)} == before
+        for one, other in itertools.permutations(single, 2):
+            if one.region.image_id == other.region.image_id and one.round < other.round:
+                asked = np.array([[*other.region.start, *other.region.stop]], np.float64)
+                known = Boxes.from_table(one.label).objects.corners.round()
+                assert (iou(asked, known) < 0.5).all(), "asked again what an answer held"
         assert all(0 < q.seconds <= 110 for q in queries)
     results = load(tmp_path / "run")
     assert results.metric == "ap50" and set(results.rounds[-1].per_class) >= {"car", "person"}

@@ -161,14 +161,29 @@ def test_two_boxes_that_share_exactly_half_mean_one_object() -> None:
     assert len(choose("greedy", singles(wider, [0, 1]), 9.0)) == 2
 
 
-def test_a_single_box_and_a_window_share_no_pixel() -> None:
-    offers = table(3, image=[0] * 3, start=[0, 3, 4], side=[4] * 3, score=[3, 2, 1])
-    for alone in ([0], [1]):
-        assert choose("greedy", singles(offers, alone), 9.0).rows.tolist() == [0, 2]
-    known = singles(replace(offers, labelled=torch.tensor([True, False, False])), [1, 2])
-    assert choose("greedy", known, 9.0).rows.tolist() == [2]  # row 0 is a labelled crop
-    known = singles(replace(offers, labelled=torch.tensor([True, False, False])), [0, 1, 2])
-    assert choose("greedy", known, 9.0).rows.tolist() == [1]  # row 0 is a labelled box, row 2 means what row 1 means
+def test_a_single_box_may_lie_on_a_window_by_less_than_half() -> None:
+    # 0..4, 2..6 and 3..7 of one line, squares: row 1 lies on row 0 by half, row 2 by a quarter
+    offers = table(3, image=[0] * 3, start=[0, 2, 3], side=[4] * 3, score=[3, 2, 1])
+    assert choose("greedy", singles(offers, [1]), 9.0).rows.tolist() == [0]
+    assert choose("greedy", singles(offers, [0]), 9.0).rows.tolist() == [0, 2]
+    first = torch.tensor([True, False, False])
+    for alone, left in (([], []), ([1, 2], [2]), ([0, 1, 2], [1])):  # row 2 means what row 1 means
+        known = singles(replace(offers, labelled=first), alone)
+        if left:
+            assert choose("greedy", known, 9.0).rows.tolist() == left, alone
+        else:
+            with pytest.raises(BudgetError):
+                choose("greedy", known, 9.0)
+
+
+def test_it_is_half_of_the_single_box_whichever_was_there_first() -> None:
+    """A window of 2 x 2 that lies wholly on a box of 9 x 9 is no ground that holds the box."""
+    offers = table(2, image=[0, 0], start=[0, 3], side=[9, 2])
+    for scores in ([2.0, 1.0], [1.0, 2.0]):
+        made = replace(singles(offers, [0]), score=torch.tensor(scores))
+        assert sorted(choose("greedy", made, 9.0).rows.tolist()) == [0, 1]
+        other = replace(singles(offers, [1]), score=torch.tensor(scores))
+        assert len(choose("greedy", other, 9.0)) == 1
 
 
 def test_frames_that_follow_each_other_are_not_asked_in_one_round() -> None:

@@ -186,6 +186,21 @@ def test_logged_time_is_charged_as_it_was_logged(people: People, pool: Pool, led
     assert (answer.seconds, answer.image_seconds, answer.area) == (77.5, 0, 25) and "as logged" in answer.note
 
 
+def test_a_time_that_was_logged_after_its_label_replaces_the_modelled_one_once(
+    people: People, pool: Pool, ledger: Ledger
+) -> None:
+    annotate(people, pool, ledger)
+    give_back(people, "r00-001", np.zeros((5, 5), np.uint8))
+    annotate(people, pool, ledger)
+    assert "no time logged" in ledger.answered()[0].note
+    for logged in ("77.5", "12"):  # the first log stands
+        (batch_of(people) / "returned" / "times.csv").write_text(f"region_id,seconds\nr00-001,{logged}\n")
+        annotate(people, pool, ledger)
+        answer = ledger.answered()[0]
+        assert (answer.seconds, answer.image_seconds) == (77.5, 0) and "as logged" in answer.note
+        assert ledger.spent() == 77.5 and [e.charged_seconds for e in ledger.cost_log()] == [77.5]
+
+
 def test_a_conflict_is_reported_and_nothing_is_overwritten(people: People, pool: Pool, ledger: Ledger) -> None:
     annotate(people, pool, ledger)
     give_back(people, "r00-001", np.zeros((5, 5), np.uint8))

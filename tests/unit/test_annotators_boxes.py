@@ -18,6 +18,7 @@ from dal_dense.labels import classes_in, ground, know_initial, labelled_images
 from dal_dense.ledger import Ledger
 from dal_dense.pool import Pool, open_pool
 from dal_dense.query import Query, QueryRegion
+from dal_dense.tasks.base import FitReport, Measurement
 
 COSTS = PRESETS["box_clicks"]
 LOOK = COSTS.region_seconds + COSTS.verify_seconds
@@ -38,6 +39,8 @@ def pool(tmp_path: Path) -> Pool:
         (0, 2, [30, 20, 20, 10], 0),
         (0, 1, [0, 30, 20, 10], 1),
         (1, 2, [50, 30, 10, 10], 0),
+        (1, 2, [20, 10, 10, 10], 0),  # two vans, one before the other
+        (1, 2, [26, 10, 10, 10], 0),
     ]
     annotations = [
         {"id": i, "image_id": image, "category_id": category, "bbox": box, "iscrowd": crowd}
@@ -68,7 +71,7 @@ def region(
 ASKED = (
     region(0, "box", "a", (2, 4), (10, 14)),  # a zebra, exactly
     region(1, "box", "a", (20, 30), (30, 44), "van"),  # a van, IoU 0.7
-    region(2, "box", "a", (20, 34), (30, 40), "van"),  # a part of it, IoU 0.3
+    region(2, "box", "a", (20, 34), (30, 40), "van"),  # a part of it, IoU 0.3: a second box of one object
     region(3, "box", "b", (0, 0), (9, 9)),  # nothing
     region(4, "box", "a", (31, 1), (39, 19)),  # in the crowd
     region(5, "crop", "b", (20, 40), (40, 60)),  # one van
@@ -78,7 +81,7 @@ ASKED = (
 EXPECTED = [
     ([[2, 4, 10, 14, 1, OBJECT]], LOOK),
     ([[20, 30, 30, 44, 2, OBJECT]], LOOK),
-    ([[20, 30, 30, 50, 2, OBJECT]], LOOK + 7),
+    ([[20, 34, 30, 40, 2, ABSENT]], LOOK),
     ([[0, 0, 9, 9, 1, ABSENT]], LOOK),
     ([[31, 1, 39, 19, 1, IGNORED]], LOOK),
     ([[30, 50, 40, 60, 2, OBJECT]], 1 + 0.03 * 0.4 + 7),
@@ -119,19 +122,58 @@ def test_called_again_nothing_changes(pool: Pool, ledger: Ledger) -> None:
     assert (ledger.spent(), [(a.region.id, a.label.tolist(), a.seconds) for a in ledger.answered()]) == before
 
 
+def test_cut_between_two_answers_of_one_frame_nothing_changes(pool: Pool, ledger: Ledger, tmp_path: Path) -> None:
+    asked = (
+        region(0, "box", "b", (10, 21), (20, 31), "van"),  # the first van, IoU 9 / 11; the second, 1 / 3
+        region(1, "box", "b", (10, 33), (20, 36), "van"),  # the second van, IoU 0.3
+        region(2, "box", "b", (10, 20), (20, 24), "van"),  # the first van again, IoU 0.4
+    )
+    annotate(pool, ledger, *asked)
+    whole = {a.region.id: a.label.tolist() for a in ledger.answered()}
+    assert [table[0][5] for table in whole.values()] == [OBJECT, OBJECT, ABSENT]
+    for done in asked:
+        with Ledger.open(tmp_path / done.id, config={}, versions={}, seed=1, clock=lambda: 0.0) as other:
+            other.record_query(Query(round=0, strategy="greedy", seed=1, regions=asked))
+            other.record_answer(done.id, np.array(whole[done.id], np.float64), seconds=1.0, source="oracle")
+            annotate(pool, other, *asked)
+            assert {a.region.id: a.label.tolist() for a in other.answered()} == whole
+
+
+def test_an_object_of_an_earlier_round_is_not_labelled_again(pool: Pool, ledger: Ledger, tmp_path: Path) -> None:
+    part = region(0, "box", "a", (20, 34), (30, 40), "van")
+    crop = region(1, "crop", "a", (0, 0), (20, 20))  # the zebra, whose own box nobody has judged
+    annotate(pool, ledger, part, crop)
+    ledger.close_round(0)
+    ledger.record_fit(0, FitReport(tmp_path / "run" / "w", "0" * 64, {}))
+    ledger.record_measurement(0, Measurement("ap50", 0.5, {}))
+    later = [
+        region(0, "box", "a", (20, 30), (30, 50), "van"),
+        region(1, "box", "a", (2, 4), (10, 14)),
+        region(2, "box", "b", (30, 50), (40, 60), "van"),  # at its place in another frame
+    ]
+    later = [r.model_copy(update={"id": f"r01-{i:03d}"}) for i, r in enumerate(later)]
+    query = Query(round=1, strategy="greedy", seed=1, regions=tuple(later))
+    ledger.record_query(query)
+    Oracle(COSTS, boxes=BoxRules()).annotate(query, pool=pool, ledger=ledger)
+    first, *second = ledger.answered(kind="box")
+    assert (first.label.tolist(), first.seconds) == ([[20, 30, 30, 50, 2, OBJECT]], LOOK + 7)
+    assert [a.label[0, 5] for a in second] == [ABSENT, OBJECT, OBJECT] and [a.seconds for a in second] == [LOOK] * 3
+
+
 def test_what_was_answered_is_what_is_learnt_from(pool: Pool, ledger: Ledger) -> None:
     know_initial(ledger, pool, [pool["c"]])
     annotate(pool, ledger, *(r for r in ASKED if r.image_id != "c"))
     found = {known.record.id: known for known in labelled_images(ledger, pool)}
     assert found["a"].kinds == ("box", "box", "box", "box", "crop") and found["b"].kinds == ("box", "crop")
     assert found["c"].kinds == ("image",) and found["c"].labels[0].shape == (0, 6)
-    labelled, blocked = ground(ledger, pool)
-    assert labelled["c"] == [((0, 0), (40, 60))] and len(labelled["a"]) == 5 and blocked == {}
+    labelled, blocked, judged = ground(ledger, pool)
+    assert labelled == {"a": [((8, 0), (32, 30))], "b": [((20, 40), (40, 60))], "c": [((0, 0), (40, 60))]}
+    assert blocked == {} and {name: len(j.answered) for name, j in judged.items()} == {"a": 4, "b": 1}
 
 
 def test_coordinates_are_no_classes(pool: Pool, ledger: Ledger) -> None:
     annotate(pool, ledger, *ASKED)
-    assert [classes_in(a.label) for a in ledger.answered()] == [{0, 1}, {0, 2}, {0, 2}, {0}, {0}, {0, 2}, {0}, {0, 1}]
+    assert [classes_in(a.label) for a in ledger.answered()] == [{0, 1}, {0, 2}, {0}, {0}, {0}, {0, 2}, {0}, {0, 1}]
     assert classes_in(np.array([[0, 255], [3, 3]], np.uint8)) == {0, 3}
 
 

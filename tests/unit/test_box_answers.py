@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dal_dense.box_answers import BoxRules, box_work, predicted_class, true_answer
+from dal_dense.box_answers import BoxRules, box_work, predicted_class, true_answers
 from dal_dense.boxes import ABSENT, IGNORED, OBJECT, Boxes
 from dal_dense.costs import CostModel
 from dal_dense.ledger_rows import checked_label, region_of, region_row
@@ -39,7 +39,7 @@ def truth(*boxes: Sequence[float], classes: Sequence[int] = (), status: Sequence
 
 def answer(region: QueryRegion, true: Boxes, rules: BoxRules = RULES) -> tuple[list[list[float]], float]:
     """The table, and seconds without opening the image; proven fit for the ledger."""
-    table = checked_label(region, true_answer(true, region, rules, CLASSES), len(CLASSES))
+    table = checked_label(region, true_answers(true, [region], rules, CLASSES)[0], len(CLASSES))
     work = box_work(region, table, COSTS, CLASSES)
     assert (work.objects is None) == (work.area is None) == (region.kind == "box")
     return table.tolist(), work.seconds
@@ -90,6 +90,68 @@ def test_a_prediction_on_ground_to_ignore_says_nothing_and_an_object_there_count
     assert answer(asked((12, 10), (22, 20)), crowd)[0][0][5] == ABSENT  # three tenths are hidden
     with_car = truth([0, 0, 15, 60], [10, 10, 20, 20], classes=[0, CAR], status=[IGNORED, OBJECT])
     assert answer(asked(), with_car) == ([[10, 10, 20, 20, CAR, OBJECT]], LOOKED)
+
+
+def together(true: Boxes, *asking: QueryRegion, earlier: Boxes | None = None) -> list[list[float]]:
+    tables = true_answers(true, asking, RULES, CLASSES, earlier)
+    assert [len(t) for t in tables] == [1] * len(asking)
+    return [t[0].tolist() for t in tables]
+
+
+def test_an_object_is_given_to_the_best_prediction_and_the_others_are_absent() -> None:
+    far, near, right = asked((10, 10), (20, 15)), asked((10, 10), (20, 16)), asked((10, 10), (20, 19))
+    car = [10, 10, 20, 20, CAR]
+    true = truth(car[:4])
+    assert together(true, far, near) == [[10, 10, 20, 15, CAR, ABSENT], [*car, OBJECT]]
+    assert together(true, near, far) == [[*car, OBJECT], [10, 10, 20, 15, CAR, ABSENT]]
+    assert together(true, near, right)[0][5] == ABSENT and together(true, near, right)[1][:4] == [10, 10, 20, 19]
+    wrong = asked((10, 10), (20, 20), likely=VAN)  # nearer, but the other needs no work
+    assert [row[5] for row in together(true, wrong, right)] == [ABSENT, OBJECT]
+    assert [row[5] for row in together(true, near, near)] == [OBJECT, ABSENT]
+
+
+def test_a_prediction_between_two_objects_goes_to_the_one_that_is_left() -> None:
+    true = truth([10, 10, 20, 20], [10, 18, 20, 28])
+    exact, between = asked((10, 10), (20, 20)), asked((10, 13), (20, 23))
+    assert together(true, between, exact) == [[10, 18, 20, 28, CAR, OBJECT], [10, 10, 20, 20, CAR, OBJECT]]
+    assert together(true, between) == [[10, 10, 20, 20, CAR, OBJECT]]
+
+
+def test_a_crop_asked_beside_boxes_claims_nothing() -> None:
+    true = truth([10, 10, 20, 20])
+    crop, box = true_answers(true, [asked((0, 0), (30, 30), "crop"), asked()], RULES, CLASSES)
+    assert crop.tolist() == box.tolist() == [[10, 10, 20, 20, CAR, OBJECT]]
+
+
+def test_what_an_earlier_answer_holds_is_not_labelled_again() -> None:
+    true = truth([10, 10, 20, 20])
+    for earlier, status in (
+        ([10, 10, 20, 20], ABSENT),
+        ([10, 10, 20, 15], ABSENT),  # IoU exactly 1/2
+        ([10, 10, 20, 14], OBJECT),
+        ([40, 40, 50, 50], OBJECT),
+    ):
+        assert together(true, asked(), earlier=truth(earlier))[0][5] == status, earlier
+    low = BoxRules(accept_iou=0.4)  # what it accepted at IoU 0.4 is that object
+    assert true_answers(true, [asked()], low, CLASSES, truth([10, 10, 20, 14]))[0][0, 5] == ABSENT
+    two = truth([10, 10, 20, 20], [10, 10, 20, 18], classes=[CAR, VAN])  # a van before a car, IoU 0.8
+    assert together(two, asked(), earlier=truth([10, 10, 20, 19], classes=[VAN]))[0] == [10, 10, 20, 20, CAR, OBJECT]
+
+
+@given(st.integers(0, 10**6), st.integers(0, 6), st.integers(0, 5))
+def test_no_object_is_labelled_twice(seed: int, predictions: int, objects: int) -> None:
+    rng = np.random.default_rng(seed)
+    corners = rng.integers(0, 12, (predictions + objects, 2))
+    corners = np.concatenate([corners, corners + rng.integers(2, 10, corners.shape)], 1).tolist()
+    asking = [asked((a, b), (c, d)) for a, b, c, d in corners[:predictions]]
+    true = truth(*corners[predictions:])
+    rules = BoxRules(accept_iou=1.0)  # so that every answer is the object itself
+    tables = true_answers(true, asking, rules, CLASSES)
+    drawn = [tuple(t[0, :4]) for t in tables if t[0, 5] == OBJECT]
+    there = [tuple(map(float, box)) for box in corners[predictions:]]
+    assert all(drawn.count(box) <= there.count(box) for box in drawn)
+    again = true_answers(true, asking, rules, CLASSES, Boxes.of(there, [CAR] * len(there)))
+    assert all(t[0, 5] == ABSENT for t in again)
 
 
 def charged(*rows: Sequence[float]) -> float:

@@ -18,6 +18,7 @@ from dal_dense.noise import region_keys
 from dal_dense.offers import KINDS, Offers, concat
 from dal_dense.records import Header
 from dal_dense.regions import Box, Regions, slices
+from dal_dense.tasks.base import Judged
 
 SHAPE = (24, 36)
 CLASSES = 3
@@ -27,6 +28,7 @@ NOTHING = Regions.of([], 2)
 
 def spec(kind: str = "crop", **changes: object) -> BoxSpec:
     given = {
+        "matching": True,
         "kind": kind, "sizes": ((8, 12),), "costs": COSTS, "per_image": 3, "stride": 1,
         "score": "predictive_entropy", "combine": "sum", "classes": CLASSES,
     }  # fmt: skip
@@ -68,8 +70,18 @@ def boxed(*corners: list[float], shape: tuple[int, int] = SHAPE, sure: float = 0
     return FramePrediction(shape, found, torch.rand(6, 9), torch.rand(4, 3, 5), torch.zeros(3))
 
 
-def offers(pred: FramePrediction, what: BoxSpec, labelled: Regions = NOTHING, blocked: Regions = NOTHING) -> Offers:
-    return frame_offers(pred, what, image_id="f", image=4, group=2, labelled=labelled, blocked=blocked, seed=1)
+def offers(
+    pred: FramePrediction,
+    what: BoxSpec,
+    labelled: Regions = NOTHING,
+    blocked: Regions = NOTHING,
+    answered: Regions = NOTHING,
+    waiting: Regions = NOTHING,
+) -> Offers:
+    return frame_offers(
+        pred, what, image_id="f", image=4, group=2, labelled=labelled, blocked=blocked,
+        judged=Judged(answered, waiting), seed=1,
+    )  # fmt: skip
 
 
 def centres_in(pred: FramePrediction, box: tuple[tuple[int, ...], tuple[int, ...]]) -> list[int]:
@@ -208,12 +220,19 @@ def test_a_crowd_of_two_thousand() -> None:
 def test_nothing_on_taken_ground_and_everything_in_the_frame(kind: str, seed: int, known: int, asked: int) -> None:
     gen = torch.Generator().manual_seed(seed)
     start = torch.randint(0, 12, (known + asked, 2), generator=gen)
-    places = Regions(start, start + torch.tensor([8, 12]))  # of the size that crops have: whole ground
+    places = Regions(start, start + torch.tensor([5, 7]))
     labelled, blocked = places[:known], places[known:]
     pred = prediction(seed, 10)
     made = offers(pred, spec(kind), labelled, blocked)
     free = made[~made.labelled]
-    assert not free.regions.overlaps(places).any()
+    ground = torch.zeros(SHAPE)
+    for box in places.boxes():
+        ground[slices(box)] = 1
+    on = [float(ground[slices(box)].mean()) for box in free.regions.boxes()]
+    assert all(share < (0.5 if kind == "box" else 1e-9) for share in on)
+    if kind == "box":
+        every = offers(pred, spec(kind)).regions.boxes()
+        assert {*free.regions.boxes()} == {b for b in every if float(ground[slices(b)].mean()) < 0.5}
     assert (free.regions.start >= 0).all() and (free.regions.stop <= torch.tensor(SHAPE)).all()
     assert made.labelled.tolist() == [False] * len(free) + [True] * known
     assert list(made[made.labelled].regions.boxes()) == list(labelled.boxes())
@@ -252,20 +271,33 @@ def test_single_boxes_are_the_predictions_with_their_price() -> None:
 def test_a_judged_box_hides_its_like_and_no_neighbour() -> None:
     pred = boxed([2.0, 2, 10, 10], [2.0, 8, 10, 16])  # IoU 2 / 14
     judged = Regions.of([((2, 3), (10, 11))], 2)
-    for ground in ({"labelled": judged}, {"blocked": judged}):
+    for rows, ground in enumerate(({"waiting": judged}, {"answered": judged})):
         made = offers(pred, spec("box"), **ground)
         assert list(made[~made.labelled].regions.boxes()) == [((2, 8), (10, 16))]
-        assert [KINDS[k] for k in made.kind[made.labelled].tolist()] == ["box"] * len(ground.get("labelled", ()))
-    crop = Regions.of([((0, 0), (8, 12))], 2)
-    made = offers(pred, spec("box"), labelled=crop)
-    assert made.labelled.all() and [KINDS[k] for k in made.kind.tolist()] == ["crop"]
+        assert [KINDS[k] for k in made.kind[made.labelled].tolist()] == ["box"] * rows
 
 
-def test_a_crop_that_the_frame_cuts_is_whole_ground_too() -> None:
-    pred = boxed([2.0, 2, 4, 4], [18.0, 2, 22, 8])
-    strip = Regions.of([((0, 0), (8, SHAPE[1]))], 2)
-    made = offers(pred, spec("box", sizes=((8, 100),)), labelled=strip)
-    assert list(made[~made.labelled].regions.boxes()) == [((18, 2), (22, 8))]
+def test_a_judged_box_of_any_size_is_no_whole_ground() -> None:
+    """Of the very size of a crop, and of the frame: a verified lorry does not hide the car before it."""
+    pred = boxed([2.0, 2, 5, 5], [0.0, 0, 8, 11])
+    for size in (((0, 0), (8, 12)), ((0, 0), SHAPE)):
+        made = offers(pred, spec("box"), answered=Regions.of([size], 2))
+        assert ((2, 2), (5, 5)) in made[~made.labelled].regions.boxes()
+    crop = Regions.of([((0, 0), (7, 9))], 2)  # and ground of no size that is asked is whole ground still
+    made = offers(pred, spec("box"), labelled=crop, answered=Regions.of([((20, 20), (22, 22))], 2))
+    assert made.labelled.all() and [KINDS[k] for k in made.kind.tolist()] == ["crop", "box"]
+    assert list(made.regions.boxes()) == [((0, 0), (7, 9)), ((20, 20), (22, 22))]
+
+
+def test_whole_ground_hides_a_box_of_which_half_lies_on_it() -> None:
+    pred = boxed([2.0, 2, 10, 10])
+    sliver, half = Regions.of([((0, 0), (24, 5))], 2), Regions.of([((0, 0), (24, 6))], 2)
+    halves = Regions.of([((0, 0), (24, 4)), ((0, 8), (24, 12))], 2)  # a quarter each
+    for name in ("labelled", "blocked"):
+        count = [
+            int((~offers(pred, spec("box"), **{name: ground}).labelled).sum()) for ground in (sliver, half, halves)
+        ]
+        assert count == [1, 0, 0]
 
 
 def test_predictions_that_round_to_one_region_are_asked_once_and_a_speck_is_a_pixel() -> None:
@@ -301,7 +333,9 @@ def test_numbers_that_are_none_are_told(name: str, kind: str) -> None:
 def test_settings_become_a_spec() -> None:
     header = Header(SHAPE, (1.0, 1.0), None)
     query = QueryConfig(kind="box", sizes=((8, 100), (4, 4)), per_image=5, stride=2)
-    made = box_spec(query, header, COSTS, uncertainty=UncertaintyConfig(score="margin", combine="max"), classes=3)
+    made = box_spec(
+        query, header, COSTS, uncertainty=UncertaintyConfig(score="margin", combine="max"), classes=3, matching=True
+    )
     assert made == spec("box", sizes=((8, 36), (4, 4)), per_image=5, stride=2, score="margin", combine="max")
     image = box_spec(
         query.model_copy(update={"kind": "image"}), header, COSTS, uncertainty=UncertaintyConfig(), classes=3

@@ -51,6 +51,16 @@ def test_segmentation_as_it_should_be() -> None:
         ({"data": {"format": "folder"}}, "data.format must be coco for detection"),
         ({"query": {"kind": "slice"}}, "query.kind slice needs volumes; use crop, image or box"),
         ({"uncertainty": {"score": "spread"}}, "spread compares draws, but uncertainty.draws is single"),
+        ({"uncertainty": {"score": "spread", "draws": "ensemble", "count": 1}}, "spread needs uncertainty.count of at"),
+        (
+            {"uncertainty": {"score": "spread", "draws": "mc_dropout"}, "task": {"network": {"name": "fcos"}}},
+            "spread is 0 under mc_dropout in fcos",
+        ),
+        ({"task": {"background": False}}, "task.background must be true for detection"),
+        (
+            {"task": {"detection": {"anchor_sizes": [32, 16]}}},
+            r"anchor_sizes \[32.0, 16.0\] must be above 0 and ascend",
+        ),
         ({"uncertainty": {"score": "mutual_information"}}, "mutual_information compares draws"),
         ({"uncertainty": {"score": "inconsistency"}}, "inconsistency needs uncertainty.draws flips"),
         ({"uncertainty": {"draws": "flips"}}, "flips needs task.train.flip_axes"),

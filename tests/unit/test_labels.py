@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from dal_dense.boxes import ABSENT, IGNORED, OBJECT
 from dal_dense.config import DataConfig
 from dal_dense.errors import DataError, LabelError
 from dal_dense.labels import ground, know_initial, labelled_images
@@ -63,7 +64,7 @@ def test_initial_masks_cover_whole_images(ledger: Ledger, pool: Pool) -> None:
     assert list(first.regions.boxes()) == [WHOLE]
     (label,) = first.labels
     assert label.dtype == np.uint8 and np.unique(label).tolist() == [0, 1, IGNORE] and (label[2:4, 3:] == 1).all()
-    assert ground(ledger, pool) == ({"a": [WHOLE], "c": [WHOLE]}, {})
+    assert ground(ledger, pool) == ({"a": [WHOLE], "c": [WHOLE]}, {}, {})
 
 
 def test_answers_join_by_image_in_the_order_asked(ledger: Ledger, pool: Pool, tmp_path: Path) -> None:
@@ -84,9 +85,9 @@ def test_answers_join_by_image_in_the_order_asked(ledger: Ledger, pool: Pool, tm
     assert [image.record.id for image in found] == ["a", "b", "c"]
     assert list(found[1].regions.boxes()) == [((2, 3), (4, 6)), ((0, 0), (2, 3))]
     assert [int(label[0, 0]) for label in found[1].labels] == [2, 0]
-    labelled, blocked = ground(ledger, pool)
+    labelled, blocked, judged = ground(ledger, pool)
     assert labelled == {image.record.id: list(image.regions.boxes()) for image in found}
-    assert blocked == {"d": [((0, 0), (2, 3)), ((4, 5), (6, 8))]}
+    assert blocked == {"d": [((0, 0), (2, 3)), ((4, 5), (6, 8))]} and judged == {}
 
 
 def test_a_repeated_fit_sees_the_labels_of_the_first(ledger: Ledger, pool: Pool, tmp_path: Path) -> None:
@@ -108,7 +109,47 @@ def test_quarantined_images_are_left_out(ledger: Ledger, pool: Pool) -> None:
     answer(ledger, "r1", 1)
     smaller = pool.quarantine("b", "truncated").quarantine("c", "truncated")
     assert [image.record.id for image in labelled_images(ledger, smaller)] == ["a"]
-    assert ground(ledger, smaller) == ({"a": [((0, 0), (2, 3))]}, {})
+    assert ground(ledger, smaller) == ({"a": [((0, 0), (2, 3))]}, {}, {})
+
+
+def test_single_boxes_are_told_from_whole_ground_by_what_was_asked(ledger: Ledger, pool: Pool) -> None:
+    def region(name: str, image: str, kind: str, start: tuple[int, int], stop: tuple[int, int]) -> QueryRegion:
+        return QueryRegion(id=name, image_id=image, kind=kind, start=start, stop=stop, score=0, seconds=1)
+
+    regions = (
+        region("r0", "a", "crop", (0, 0), (2, 3)),
+        region("r1", "a", "box", (2, 3), (4, 6)),
+        region("r2", "a", "box", (0, 0), (6, 8)),
+        region("r3", "b", "box", (0, 0), (1, 1)),
+        region("r4", "b", "box", (3, 3), (4, 4)),
+        region("r5", "b", "image", (0, 0), (6, 8)),
+        region("r6", "d", "box", (1, 1), (3, 3)),
+    )
+    ledger.record_query(Query(round=0, strategy="random", seed=0, regions=regions))
+
+    def back(name: str, *rows: list[float]) -> None:
+        table = np.array(rows, np.float64).reshape(-1, 6)
+        ledger.record_answer(name, table, seconds=1.0, source="oracle")
+
+    back("r0", [0, 0, 1, 1, 1, OBJECT])
+    fixed, beside, speck = [2.4, 3.6, 5.5, 7.2, 1, OBJECT], [0, 0, 1, 1.4, 1, OBJECT], [5.8, 7.9, 6, 8, 1, OBJECT]
+    back("r1", fixed, beside, speck, [1, 1, 3, 3, 0, IGNORED])
+    back("r2", [0, 0, 6, 8, 1, ABSENT])
+    back("r6", [1, 1, 3, 3, 1, OBJECT])  # as it was asked: one box
+    ledger.record_rejected("r4", "too dark")
+    labelled, blocked, judged = ground(ledger, pool)
+    assert labelled == {"a": [((0, 0), (2, 3))]} and blocked == {"b": [((0, 0), (6, 8))]}
+    assert {name: list(j.answered.boxes()) for name, j in judged.items()} == {
+        "a": [((2, 3), (4, 6)), ((2, 4), (6, 7)), ((0, 0), (1, 1)), ((5, 7), (6, 8)), ((0, 0), (6, 8))],
+        "b": [],
+        "d": [((1, 1), (3, 3))],
+    }
+    assert {name: list(j.open.boxes()) for name, j in judged.items()} == {
+        "a": [],
+        "b": [((0, 0), (1, 1)), ((3, 3), (4, 4))],
+        "d": [],
+    }
+    assert ground(ledger, pool.quarantine("a", "cut").quarantine("b", "cut"))[2].keys() == {"d"}
 
 
 def test_a_mask_that_changed_is_named(ledger: Ledger, pool: Pool) -> None:

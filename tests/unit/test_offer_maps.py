@@ -243,6 +243,14 @@ def test_random_boxes_share_no_ground_while_tiles_last() -> None:
     assert 1 < len(more) <= 10
 
 
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 999))
+@settings(max_examples=60, deadline=None)
+def test_random_boxes_use_the_room_there_is(length: int, side: int, seed: int) -> None:
+    boxes = candidates.random_boxes("a", (length, 1), (side, 1), 99, Regions.of([], 2), seed)
+    tiles = boxes[~boxes.overlaps(boxes).triu(1).any(0)]
+    assert len(tiles) == max(1, length // side)
+
+
 def test_random_boxes_go_everywhere() -> None:
     """Every voxel of the middle is asked for about equally often over seeds, and the border is reached."""
     hits = torch.zeros(24)
