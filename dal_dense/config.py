@@ -116,7 +116,7 @@ class QueryConfig(Settings):
     min_gap: float | None = Field(
         default=None,
         gt=0,
-        description="least time between two images of one group that a round asks, in the unit of data.time_field",
+        description="least time between two images of a group that are labelled or asked, as data.time_field counts",
     )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import math
 import shlex
 import statistics
 import sys
@@ -148,15 +149,14 @@ def drawn(config: Config, pool: Pool, as_crops: bool, boxes: int, seed: int) -> 
     from dal_dense.regions import Box, Regions
     from dal_dense.tasks.base import LabelledImage
 
-    size = config.query.sizes[0]
+    size, none = config.query.sizes[0], Regions.of([], 2)
     rules = config.task.detection.min_visible
     everything: list[tuple[str, Box]] = []
     for record in pool.train:
         shape = read_header(record).shape
         if as_crops:
-            tiles = random_boxes(record.id, shape, size, 10**4, Regions.of([], 2), seed)
-            clash = tiles.overlaps(tiles).triu(1).any(0)  # boxes anywhere may overlap the tiles before them
-            everything += [(record.id, box) for box in tiles[~clash].boxes()]
+            fit = math.prod(max(1, n // s) for n, s in zip(shape, size, strict=True))
+            everything += [(record.id, box) for box in random_boxes(record.id, shape, size, fit, none, seed).boxes()]
         else:
             everything.append((record.id, whole(shape)))
     keys = torch.tensor([text_key(f"{name} {box}") for name, box in everything])

@@ -103,7 +103,8 @@ def _check_budget(basket: Basket, when: Round) -> None:
     price = basket.price[basket.price.isfinite()]
     if len(price) == 0:
         raise PoolExhausted(
-            f"nothing left to ask: of {len(basket.price)} regions on offer none is free of labelled ground; "
+            f"nothing left to ask: of {len(basket.price)} regions on offer none is free of labelled ground"
+            f"{' and far enough from it in time' if basket.budget.min_gap else ''}; "
             "add images to the pool, choose smaller query.sizes, or stop here"
         )
     low = float(price.min())

@@ -18,7 +18,7 @@ class Budget:
         seconds: predicted labelling time, images' opening included; never exceeded.
         max_per_image: most regions chosen in one image this round; None: no cap.
         max_per_group: most regions chosen in one group (patient, drive) this round; None: no cap.
-        min_gap: least time between two images of one group that are asked this round; None: none.
+        min_gap: least time between two images of one group that are labelled or asked; None: none.
     """
 
     seconds: float

@@ -53,6 +53,8 @@ class Basket:
         self.price = (offers.seconds + opening).double()
         for row in offers.labelled.nonzero()[:, 0].tolist():
             self._forbid_overlaps(row)
+        for row in self._labelled_images():
+            self._forbid_near_times(row)
 
     def affordable(self) -> Bool[Tensor, " N"]:
         """Rows that may be taken now."""
@@ -124,10 +126,16 @@ class Basket:
             clash &= shared >= SAME_OBJECT * of
         self.price[block[clash]] = torch.inf
 
+    def _labelled_images(self) -> list[int]:
+        """One labelled row of each image that has any."""
+        labelled = self.offers.labelled.nonzero()[:, 0].tolist() if self.budget.min_gap is not None else []
+        images = self.offers.image[labelled].tolist()
+        return list(dict(zip(images, labelled, strict=True)).values())
+
     def _forbid_near_times(self, row: int) -> None:
         """No other image of the group that was taken less than `min_gap` before or after."""
         gap, time = self.budget.min_gap, self.offers.extra.get("time")
-        if gap is None or time is None or self.offers.labelled[row]:
+        if gap is None or time is None:
             return
         o = self.offers
         near = (o.group == o.group[row]) & (o.image != o.image[row]) & ((time - time[row]).abs() < gap)

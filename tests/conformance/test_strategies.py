@@ -141,7 +141,7 @@ def may_still_take(offers: Offers, budget: Budget, chosen: list[int]) -> list[in
     found = []
     for row in range(len(offers)):
         image, group = int(offers.image[row]), int(offers.group[row])
-        clash = bool(overlap[row, taken_ground].any()) or bool(near[row, chosen].any())
+        clash = bool(overlap[row, taken_ground].any()) or bool(near[row, taken_ground].any())
         full = images[image] == budget.max_per_image or groups[group] == budget.max_per_group
         price = float(prices(offers, [*chosen, row])[-1])
         if not clash and not full and spent + price <= budget.seconds:
@@ -179,7 +179,7 @@ def test_keeps_budget_caps_and_ground(name: str, case: Case) -> None:
     assert selection.value.isfinite().all()
     ground = rows + offers.labelled.nonzero()[:, 0].tolist()
     assert int(clashes(offers)[rows][:, ground].sum()) == len(rows)  # each with itself
-    assert not too_near(offers, budget)[rows][:, rows].any()
+    assert not too_near(offers, budget)[rows][:, ground].any()
     assert max(Counter(offers.image[rows].tolist()).values()) <= (budget.max_per_image or len(rows))
     assert max(Counter(offers.group[rows].tolist()).values()) <= (budget.max_per_group or len(rows))
     assert not may_still_take(offers, budget, rows), "stopped while something allowed was affordable"
@@ -187,7 +187,8 @@ def test_keeps_budget_caps_and_ground(name: str, case: Case) -> None:
 
 def _affordable_at_first(offers: Offers, budget: Budget) -> list[int]:
     cheap = offers.seconds + offers.image_seconds <= budget.seconds
-    return (cheap & ~clashes(offers)[:, offers.labelled].any(1)).nonzero()[:, 0].tolist()
+    barred = clashes(offers) | too_near(offers, budget)
+    return (cheap & ~barred[:, offers.labelled].any(1)).nonzero()[:, 0].tolist()
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
