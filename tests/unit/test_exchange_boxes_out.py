@@ -170,7 +170,7 @@ def test_torchvision_reads_it(name: str, batch: Path) -> None:
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", NAMES)
 def test_detectron2_reads_it(name: str, batch: Path) -> None:
-    pytest.importorskip("detectron2", exc_type=ImportError)
+    pytest.importorskip("detectron2.data", reason="Detectron2 is not on the path", exc_type=ImportError)
     from detectron2.data import MetadataCatalog
     from detectron2.data.datasets import load_coco_json
     from detectron2.structures import BoxMode
