@@ -48,7 +48,9 @@ class TrainConfig(Settings):
     """One fit."""
 
     iterations: int = Field(default=400, ge=1, description="optimiser steps a fit")
-    batch: int = Field(default=4, ge=1, description="crops a step")
+    batch: int = Field(
+        default=4, ge=1, description="crops a step; detection: windows with as many pixels as so many patches"
+    )
     patch: tuple[int, ...] = Field(
         default=(32, 32, 32), description="training crop and sliding window, voxels of the model grid"
     )

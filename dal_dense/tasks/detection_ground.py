@@ -11,6 +11,7 @@ beyond it: such a box is ground to ignore there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +32,11 @@ from dal_dense.regions import Box
 from dal_dense.tasks.base import Hooks, LabelledImage
 from dal_dense.tasks.detection_backend import Sample
 from dal_dense.tasks.detection_partial import area_table
+
+FULL = 0.9
+"""Share of a batch's pixels from which it is full: zoomed windows differ by rounding."""
+MOST = 4
+"""Times `train.batch` windows that a batch holds at most, however small they are."""
 
 SHARP = 0.5
 """Share of windows that are shown at their own scale, as at inference."""
@@ -199,9 +205,15 @@ class Windows:
         return [table[table[:, 0] == c, 1:] for c in np.unique(table[:, 0])]
 
     def batch(self, iteration: int) -> list[Sample]:
-        """The windows of one iteration."""
+        """The windows of one iteration: about `train.batch` patches of pixels, so that small crops teach as much."""
         rng = np.random.default_rng(derive_seed(self.seed, "windows", iteration))
-        return [self._draw(rng) for _ in range(self.train.batch)]
+        wanted = FULL * self.train.batch * math.prod(self.train.patch)
+        samples: list[Sample] = []
+        pixels = 0
+        while pixels < wanted and len(samples) < MOST * self.train.batch:
+            samples.append(self._draw(rng))
+            pixels += samples[-1].image[0].numel()
+        return samples
 
     def plain(self, number: int) -> Sample:
         """A window of one piece without augmentation, on one of its objects if it has any."""

@@ -157,6 +157,15 @@ def test_batches_are_pure_and_augmented(tmp_path: Path) -> None:
     assert {min(s) for s in sizes} <= set(range(31, 34)) and all(s.image.max() <= 255 for s in one.batch(0))
 
 
+@pytest.mark.parametrize(("side", "count"), [(32, 8), (16, 29), (8, 32)])
+def test_a_batch_of_small_crops_holds_as_many_pixels_up_to_four_times_the_windows(
+    tmp_path: Path, side: int, count: int
+) -> None:
+    nothing = Boxes.of([], [])
+    batch = windows(frame(tmp_path), [(((0, 0), (side, side)), "crop", nothing)]).batch(0)
+    assert len(batch) == count  # a patch is 32 x 32, a batch 8 of them; 0.9 of their pixels make it full
+
+
 def test_classes_are_drawn_evenly(tmp_path: Path) -> None:
     many = [(4.0 * i, 2.0, 4.0 * i + 3, 9.0) for i in range(12)]
     boxes = Boxes.of([*many, (20.0, 60.0, 30.0, 75.0)], [1] * 12 + [2])
