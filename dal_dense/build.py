@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -26,10 +25,6 @@ from dal_dense.report.words import count
 from dal_dense.run import Run
 from dal_dense.splits import Known
 from dal_dense.tasks.base import Task
-
-if TYPE_CHECKING:
-    from dal_dense.tasks.detectron2_detection import Detectron2Detection
-    from dal_dense.tasks.torchvision_detection import TorchvisionDetection
 
 PACKAGES = ("dal-dense", "torch", "monai", "numpy", "nibabel", "opencv-python-headless", "pycocotools", "scipy")
 
@@ -155,16 +150,14 @@ def build_task(config: Config, pool: Pool, channels: int) -> Task:
 
 
 def _detection(config: Config, pool: Pool, channels: int) -> Task:
-    make: type[TorchvisionDetection] | type[Detectron2Detection]
     if config.task.name == "torchvision_detection":
-        from dal_dense.tasks.torchvision_detection import TorchvisionDetection
-
-        make = TorchvisionDetection
+        from dal_dense.tasks.torchvision_detection import backend
     else:
-        from dal_dense.tasks.detectron2_detection import Detectron2Detection
+        from dal_dense.tasks.detectron2_detection import backend
+    from dal_dense.tasks.detection_task import Detection
 
-        make = Detectron2Detection
-    return make(
+    return Detection(
+        backend=backend,
         task=config.task,
         uncertainty=config.uncertainty,
         query=config.query,

@@ -7,7 +7,7 @@ otherwise converts inside its own backend.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -107,3 +107,16 @@ class Detector(Protocol):
             dropout: seed of one draw of last-layer dropout; None: none is dropped.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A framework as `detection_task.Detection` takes it.
+
+    Attributes:
+        make_detector: a fresh network, weights from the global generator.
+        prefixes: under which the tensors of `task.detection.weights` may belong.
+    """
+
+    make_detector: Callable[[], Detector]
+    prefixes: tuple[str, ...]

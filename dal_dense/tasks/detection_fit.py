@@ -25,30 +25,36 @@ import torch
 from torch import Tensor, nn
 
 from dal_dense.config import TaskConfig, TrainConfig, UncertaintyConfig
-from dal_dense.errors import ConfigError, Stopped
+from dal_dense.errors import Stopped
 from dal_dense.noise import derive_seed
 from dal_dense.tasks.base import Hooks
 from dal_dense.tasks.detection_backend import Detector
 from dal_dense.tasks.detection_difficulty import class_difficulty
 from dal_dense.tasks.detection_ground import Windows
-from dal_dense.tasks.detection_weights import ModelCard, fresh, load_detectors, placed, read_card, write_card
-from dal_dense.tasks.training import deterministic, late_snapshots, learning_rate, mixed_precision, seeded
+from dal_dense.tasks.detection_weights import ModelCard, fresh, load_detectors, placed
+from dal_dense.tasks.training import (
+    LOOK_EVERY,
+    PERTURB,
+    check_finite,
+    deterministic,
+    diverged,
+    late_snapshots,
+    learning_rate,
+    mixed_precision,
+    seeded,
+)
 from dal_dense.tasks.weights import (
     MODEL_FILE,
     load_state,
     put_state,
+    read_card,
     read_foreign,
     save_state,
     take_matching,
+    write_card,
     write_text,
     write_whole,
 )
-
-PERTURB = 0.1
-"""shrink_perturb: share of a fresh network's weights that is added to the shrunk ones."""
-
-LOOK_EVERY = 20
-"""Iterations between checks that the loss is a number (each waits for the device)."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +158,7 @@ def _first_weights(detector: Detector, plan: Plan, member: int, previous: Path |
     """Weights of the last round or from the user's file; how many tensors were taken."""
     train, file = plan.task.train, plan.task.detection.weights
     if previous is not None and train.start != "scratch":
-        files = read_card(previous).files
+        files = read_card(previous, ModelCard).files
         last = previous / files[member % len(files)]
         state = load_state(last)
         if train.start == "shrink_perturb":
@@ -201,7 +207,7 @@ class _Run:
                 at.iteration += 1
                 hooks.progress("fit", done + at.iteration, self.plan.members * settings.iterations)
                 if at.iteration % LOOK_EVERY == 0:
-                    _finite(loss, at.iteration)
+                    check_finite(loss, at.iteration)
                 if at.iteration in snapshots:
                     save_state(module, self.folder / snapshots[at.iteration])
                 now = clock()
@@ -212,7 +218,7 @@ class _Run:
                     self._save(optimiser, at)
                     if stopping:
                         raise Stopped
-        _finite(loss, at.iteration)
+        check_finite(loss, at.iteration)
         self._state.unlink(missing_ok=True)
         return float(loss), at.seconds
 
@@ -226,7 +232,7 @@ class _Run:
             try:
                 parts = self.detector.losses(samples)
             except FloatingPointError as problem:  # Detectron2 looks for itself
-                raise _diverged(iteration) from problem
+                raise diverged(iteration) from problem
         loss = torch.stack([part.float() for part in parts.values()]).sum()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -263,18 +269,6 @@ class _Run:
         put_state(self.detector.module, state["network"], self._state)
         optimiser.load_state_dict(state["optimiser"])
         return _Progress(int(state["iteration"]), float(state["loss"]), float(state["seconds"]))
-
-
-def _finite(loss: Tensor, iteration: int) -> None:
-    if not bool(torch.isfinite(loss)):
-        raise _diverged(iteration)
-
-
-def _diverged(iteration: int) -> ConfigError:
-    return ConfigError(
-        f"task.train.lr: the loss is no longer a number at iteration {iteration}; "
-        "lower task.train.lr (a third of it is a good next try)"
-    )
 
 
 def _workplace(folder: Path, inputs: str) -> Path:

@@ -29,13 +29,13 @@ from dal_dense.offers import Offers
 from dal_dense.records import ImageRecord
 from dal_dense.regions import Regions
 from dal_dense.tasks.base import FitReport, Hooks, Judged, LabelledImage, Measurement, Proposal
-from dal_dense.tasks.detection_backend import Detector
+from dal_dense.tasks.detection_backend import Backend
 from dal_dense.tasks.detection_evaluate import Scoreboard
 from dal_dense.tasks.detection_fit import Plan, fit_detectors
 from dal_dense.tasks.detection_ground import Windows, gather
 from dal_dense.tasks.detection_predict import predict_frame
-from dal_dense.tasks.detection_weights import Model, is_finished, load_model, read_card
-from dal_dense.tasks.weights import folder_sha256, read_figures
+from dal_dense.tasks.detection_weights import Model, ModelCard, is_finished, load_model
+from dal_dense.tasks.weights import folder_sha256, read_card, read_figures
 
 SAVED = {"backbone", "norm", "anchor_sizes", "config_file"}
 """Settings under task.detection that decide what a network is; the others may change after a fit."""
@@ -45,7 +45,7 @@ class Detection:
     """A detector behind the engine.
 
     Args:
-        make_detector: a fresh network of the framework, weights from the global generator.
+        backend: the framework's part, of the settings and the number of classes.
         task: network, geometry, training.
         uncertainty: where draws come from.
         query: what is asked.
@@ -57,7 +57,6 @@ class Detection:
         boxes_of: the truth of a test image.
         seed: of blindly drawn candidates.
         matching: offers carry each object's embedding (`ppal`); costs memory.
-        prefixes: under which the tensors of `task.detection.weights` may belong.
 
     Raises:
         ConfigError: if settings contradict each other or the data.
@@ -66,7 +65,7 @@ class Detection:
     def __init__(
         self,
         *,
-        make_detector: Callable[[], Detector],
+        backend: Callable[[TaskConfig, int], Backend],
         task: TaskConfig,
         uncertainty: UncertaintyConfig,
         query: QueryConfig,
@@ -78,10 +77,10 @@ class Detection:
         boxes_of: Callable[[ImageRecord], Boxes | None],
         seed: int = 0,
         matching: bool = False,
-        prefixes: tuple[str, ...] = ("",),
     ) -> None:
         _check(task, uncertainty, classes, ndim, in_channels)
-        self._make, self._prefixes = make_detector, prefixes
+        made = backend(task, len(classes))
+        self._make, self._prefixes = made.make_detector, made.prefixes
         self._task, self._uncertainty, self._query, self._costs = task, uncertainty, query, costs
         self._classes, self._device, self._boxes_of, self._seed = tuple(classes), device, boxes_of, seed
         self._matching = matching
@@ -118,7 +117,7 @@ class Detection:
         Raises:
             DataError: if the folder holds no finished fit, or one of other classes or another network.
         """
-        card = read_card(weights)
+        card = read_card(weights, ModelCard)
         if card.classes != self._classes:
             raise DataError(
                 f"{weights} was fitted on the classes {', '.join(card.classes)}; this pool has "

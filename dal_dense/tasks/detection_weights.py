@@ -5,21 +5,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from dal_dense.config import DetectionConfig, NetworkConfig
 from dal_dense.errors import DataError
 from dal_dense.tasks.detection_backend import Detector
 from dal_dense.tasks.training import seeded
-from dal_dense.tasks.weights import FIGURES_FILE, MODEL_FILE, folder_sha256, load_state, put_state, write_text
+from dal_dense.tasks.weights import MODEL_FILE, folder_sha256, load_state, put_state, read_card
 
 
 class ModelCard(BaseModel):
@@ -56,33 +55,12 @@ class Model:
     sha256: str
 
 
-def write_card(folder: Path, card: ModelCard, figures: Mapping[str, float]) -> None:
-    """Declare the folder finished."""
-    write_text(folder / FIGURES_FILE, json.dumps(dict(figures), indent=1))
-    write_text(folder / MODEL_FILE, card.model_dump_json(indent=1))
-
-
-def read_card(folder: Path) -> ModelCard:
-    """The description of a finished fit.
-
-    Raises:
-        DataError: if there is none, or it is damaged.
-    """
-    try:
-        return ModelCard.model_validate_json((folder / MODEL_FILE).read_text())
-    except (OSError, ValidationError) as problem:
-        raise DataError(
-            f"{folder} holds no finished model (no valid {MODEL_FILE}); "
-            "name the folder of a finished fit, or run again to refit"
-        ) from problem
-
-
 def is_finished(folder: Path, inputs: str) -> bool:
     """Does the folder hold a whole fit of these very inputs? A damaged or foreign card means no."""
     if not (folder / MODEL_FILE).exists():
         return False
     try:
-        return read_card(folder).inputs == inputs
+        return read_card(folder, ModelCard).inputs == inputs
     except DataError:
         return False
 
@@ -106,7 +84,7 @@ def load_detectors(
 
 def load_model(folder: Path, make: Callable[[], Detector], device: torch.device) -> Model:
     """A finished fit, ready to predict."""
-    card = read_card(folder)
+    card = read_card(folder, ModelCard)
     return Model(card, load_detectors(folder, card, make, device), folder_sha256(folder))
 
 

@@ -12,18 +12,12 @@ Detectron2 is on no package registry, so it is imported only once this adapter i
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 
-import torch
-
-from dal_dense.boxes import Boxes
-from dal_dense.config import DetectionConfig, NetworkConfig, QueryConfig, TaskConfig, UncertaintyConfig
-from dal_dense.costs import CostModel
+from dal_dense.config import DetectionConfig, NetworkConfig, TaskConfig
 from dal_dense.errors import ConfigError, MissingPackageError
-from dal_dense.records import ImageRecord
-from dal_dense.tasks.detection_backend import Detector
+from dal_dense.tasks.detection_backend import Backend, Detector
 from dal_dense.tasks.detection_task import Detection
 
 GUIDE = "https://detectron2.readthedocs.io/en/latest/tutorials/install.html"
@@ -93,56 +87,17 @@ def make_detector(network: NetworkConfig, detection: DetectionConfig, classes: i
     return detector
 
 
-class Detectron2Detection(Detection):
-    """Detectron2's detectors as a `Task`; takes the same arguments as every detection adapter.
-
-    Args:
-        task: network, geometry, training.
-        uncertainty: where draws come from.
-        query: what is asked.
-        costs: seconds an action.
-        classes: names; the position is the class number, 0 is background.
-        ndim: must be 2.
-        in_channels: must be 3.
-        device: where networks run.
-        boxes_of: the truth of a test image.
-        seed: of blindly drawn candidates.
-        matching: offers carry each object's embedding (`ppal`); costs memory.
+def backend(task: TaskConfig, classes: int) -> Backend:
+    """Detectron2 for `Detection`.
 
     Raises:
-        ConfigError: if settings contradict each other, the data, or the user's config file.
+        ConfigError: if the settings, or the user's config file, cannot be built.
         MissingPackageError: if Detectron2 is not installed.
     """
+    check_settings(task)
+    require_detectron2()
+    return Backend(partial(make_detector, task.network, task.detection, classes), PREFIXES)
 
-    def __init__(
-        self,
-        *,
-        task: TaskConfig,
-        uncertainty: UncertaintyConfig,
-        query: QueryConfig,
-        costs: CostModel,
-        classes: Sequence[str],
-        ndim: int,
-        in_channels: int,
-        device: torch.device,
-        boxes_of: Callable[[ImageRecord], Boxes | None],
-        seed: int = 0,
-        matching: bool = False,
-    ) -> None:
-        check_settings(task)
-        require_detectron2()
-        super().__init__(
-            make_detector=partial(make_detector, task.network, task.detection, len(classes)),
-            prefixes=PREFIXES,
-            task=task,
-            uncertainty=uncertainty,
-            query=query,
-            costs=costs,
-            classes=classes,
-            ndim=ndim,
-            in_channels=in_channels,
-            device=device,
-            boxes_of=boxes_of,
-            seed=seed,
-            matching=matching,
-        )
+
+Detectron2Detection = partial(Detection, backend=backend)
+"""The Detectron2 adapter; takes the arguments of `Detection`."""

@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 import pickle
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,25 +19,26 @@ import torch
 from torch import Tensor, nn
 
 from dal_dense.config import TrainConfig
-from dal_dense.errors import ConfigError, Stopped
+from dal_dense.errors import Stopped
 from dal_dense.noise import derive_seed
 from dal_dense.tasks.base import Hooks
 from dal_dense.tasks.monai_batches import Crops
 from dal_dense.tasks.monai_losses import dice_ce
 from dal_dense.tasks.monai_networks import Network
-from dal_dense.tasks.monai_weights import put_weights, save_weights, write_whole
-
-WARM_UP = 0.1
-"""Share of the iterations in which the learning rate rises."""
+from dal_dense.tasks.monai_weights import put_weights, save_weights
+from dal_dense.tasks.training import (
+    LOOK_EVERY,
+    PERTURB,
+    check_finite,
+    deterministic,
+    learning_rate,
+    mixed_precision,
+    seeded,
+)
+from dal_dense.tasks.weights import write_whole
 
 CLIP = 1.0
 """Largest norm of a gradient."""
-
-PERTURB = 0.1
-"""shrink_perturb: share of a fresh network's weights that is added to the shrunk ones."""
-
-LOOK_EVERY = 20
-"""Iterations between checks that the loss is a number (each waits for the device)."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def train_network(network: Network, stint: Stint, hooks: Hooks, *, done: int, to
             at.iteration += 1
             hooks.progress("fit", done + at.iteration, total)
             if at.iteration % LOOK_EVERY == 0:
-                _finite(loss, at.iteration)
+                check_finite(loss, at.iteration)
             if at.iteration in stint.snapshots:
                 save_weights(network, stint.folder / stint.snapshots[at.iteration])
             now = stint.clock()
@@ -118,7 +118,7 @@ def train_network(network: Network, stint: Stint, hooks: Hooks, *, done: int, to
                 _save(state, stint, network, optimiser, at)
                 if stopping:
                     raise Stopped
-    _finite(loss, at.iteration)
+    check_finite(loss, at.iteration)
     state.unlink(missing_ok=True)
     return float(loss), at.seconds
 
@@ -138,21 +138,6 @@ def _step(network: Network, optimiser: torch.optim.Optimizer, stint: Stint, iter
     return torch.where(running.isnan(), loss.detach(), 0.98 * running + 0.02 * loss.detach())
 
 
-def learning_rate(train: TrainConfig, iteration: int) -> float:
-    """Linear warm-up, then a cosine down to a hundredth of the peak (Smith & Topin 2019; Loshchilov & Hutter 2017)."""
-    warm = max(1, round(WARM_UP * train.iterations))
-    if iteration < warm:
-        return train.lr * (iteration + 1) / warm
-    along = (iteration - warm) / max(1, train.iterations - warm)
-    return train.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * along)))
-
-
-def late_snapshots(iterations: int, count: int) -> list[int]:
-    """Iterations of `count` snapshots spread over the last third of a fit, the end first."""
-    thirds = [iterations - round(k * iterations / 3 / count) for k in range(count)]
-    return list(dict.fromkeys(max(1, n) for n in thirds))
-
-
 def start_from(network: Network, weights: Mapping[str, Tensor], where: Path, train: TrainConfig) -> None:
     """Give a fresh network the last round's weights: as they are (warm), or shrunk and perturbed.
 
@@ -163,41 +148,6 @@ def start_from(network: Network, weights: Mapping[str, Tensor], where: Path, tra
         fresh = {name: p.detach().cpu().clone() for name, p in network.named_parameters()}
         weights = {k: train.shrink * w + PERTURB * fresh[k] if k in fresh else w for k, w in weights.items()}
     put_weights(network, weights, where)
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Dropout from its own seed; the global generator is as it was afterwards."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
-
-
-def mixed_precision(device: torch.device) -> torch.autocast:
-    """bfloat16 where CUDA has it; float32 elsewhere."""
-    wanted = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)
-
-
-@contextmanager
-def deterministic(device: torch.device) -> Iterator[None]:
-    """The same convolution algorithms run after run on CUDA, for training and windows alike."""
-    cudnn = torch.backends.cudnn
-    if device.type != "cuda":
-        yield
-        return
-    # what is not named here would go to flags()'s own defaults, and `enabled` to False
-    with cudnn.flags(enabled=cudnn.enabled, allow_tf32=cudnn.allow_tf32, deterministic=True, benchmark=False):
-        yield
-
-
-def _finite(loss: Tensor, iteration: int) -> None:
-    if not bool(torch.isfinite(loss)):
-        raise ConfigError(
-            f"task.train.lr: the loss is no longer a number at iteration {iteration}; "
-            "lower task.train.lr (a third of it is a good next try)"
-        )
 
 
 def _save(path: Path, stint: Stint, network: Network, optimiser: torch.optim.Optimizer, at: _Progress) -> None:

@@ -19,9 +19,9 @@ from torch.nn import functional as nnf
 
 from dal_dense.config import UncertaintyConfig
 from dal_dense.noise import derive_seed
-from dal_dense.tasks.monai_fit import deterministic, mixed_precision, seeded
 from dal_dense.tasks.monai_networks import Network
 from dal_dense.tasks.monai_weights import Model
+from dal_dense.tasks.training import deterministic, mixed_precision, seeded
 from dal_dense.uncertainty import DrawSums
 
 CELL = 8

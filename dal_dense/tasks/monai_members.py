@@ -17,21 +17,13 @@ from dal_dense.noise import derive_seed
 from dal_dense.tasks.base import Hooks
 from dal_dense.tasks.monai_batches import Crops
 from dal_dense.tasks.monai_calibrate import calibrate
-from dal_dense.tasks.monai_fit import Stint, late_snapshots, start_from, train_network
+from dal_dense.tasks.monai_fit import Stint, start_from, train_network
 from dal_dense.tasks.monai_ground import Ground
 from dal_dense.tasks.monai_infer import Windows, measured_passes
 from dal_dense.tasks.monai_networks import Network, build_network
-from dal_dense.tasks.monai_weights import (
-    MODEL_FILE,
-    Model,
-    ModelCard,
-    load_networks,
-    load_weights,
-    placed,
-    read_card,
-    write_card,
-    write_text,
-)
+from dal_dense.tasks.monai_weights import Model, ModelCard, load_networks, placed
+from dal_dense.tasks.training import late_snapshots
+from dal_dense.tasks.weights import MODEL_FILE, load_state, read_card, write_card, write_text
 
 
 @dataclass(frozen=True)
@@ -143,9 +135,9 @@ def _first_weights(plan: Plan, member: int, seed: int, previous: Path | None) ->
         plan.task.network, ndim=plan.ndim, in_channels=plan.in_channels, classes=len(plan.classes), seed=seed
     )
     if previous is not None and plan.task.train.start != "scratch":
-        files: Sequence[str] = read_card(previous).files
+        files: Sequence[str] = read_card(previous, ModelCard).files
         last = previous / files[member % len(files)]
-        start_from(network, load_weights(last), last, plan.task.train)
+        start_from(network, load_state(last), last, plan.task.train)
     return placed(network, plan.windows.device)
 
 

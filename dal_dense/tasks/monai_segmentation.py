@@ -36,14 +36,8 @@ from dal_dense.tasks.monai_ground import checked_image, gather, held_out
 from dal_dense.tasks.monai_infer import Windows, draw_sums, measured_passes, passes
 from dal_dense.tasks.monai_members import Plan, fit_members
 from dal_dense.tasks.monai_networks import check_patch
-from dal_dense.tasks.monai_weights import (
-    MODEL_FILE,
-    Model,
-    folder_sha256,
-    load_model,
-    read_card,
-    read_figures,
-)
+from dal_dense.tasks.monai_weights import Model, ModelCard, load_model
+from dal_dense.tasks.weights import MODEL_FILE, folder_sha256, read_card, read_figures
 
 FLIP_AXES = {3: ("left_right", "front_back", "up_down"), 2: ("up_down", "left_right")}
 """Anatomical name of each model-grid axis: volumes lie in RAS, frames as rows and columns."""
@@ -107,7 +101,7 @@ class MonaiSegmentation:
             Stopped: the person asked to stop; call again to go on.
         """
         inputs = self._digest(labelled, seed, previous)
-        if not (out / MODEL_FILE).exists() or read_card(out).inputs != inputs:
+        if not (out / MODEL_FILE).exists() or read_card(out, ModelCard).inputs != inputs:
             self._fit(labelled, seed=seed, out=out, previous=previous, hooks=hooks, inputs=inputs)
         return FitReport(out, folder_sha256(out), read_figures(out))
 

@@ -5,31 +5,20 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
-import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, ConfigDict
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dal_dense.config import NetworkConfig
 from dal_dense.errors import DataError
 from dal_dense.tasks.monai_networks import Network, build_network
-
-MODEL_FILE = "model.json"
-FIGURES_FILE = "figures.json"
-
-LITTLE = 1 << 20
-"""Bytes: with less than this free, a write that failed is taken to have failed for want of space."""
+from dal_dense.tasks.weights import folder_sha256, load_state, read_card, write_whole
 
 
 class ModelCard(BaseModel):
@@ -71,20 +60,6 @@ def save_weights(network: nn.Module, path: Path) -> None:
     write_whole(path, lambda target: save_file(plain, target))
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """Named parameters of a safetensors file.
-
-    Raises:
-        DataError: if the file is missing or damaged.
-    """
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as problem:
-        raise DataError(
-            f"weights {path} cannot be read ({problem}); restore the file, or delete its folder and run again to refit"
-        ) from problem
-
-
 def put_weights(network: nn.Module, weights: Mapping[str, Tensor], where: Path) -> None:
     """Copy named parameters into a network.
 
@@ -102,40 +77,6 @@ def put_weights(network: nn.Module, weights: Mapping[str, Tensor], where: Path) 
             parameter.copy_(weights[name])
 
 
-def write_card(folder: Path, card: ModelCard, figures: Mapping[str, float]) -> None:
-    """Declare the folder finished."""
-    write_text(folder / FIGURES_FILE, json.dumps(dict(figures), indent=1))
-    write_text(folder / MODEL_FILE, card.model_dump_json(indent=1))
-
-
-def read_card(folder: Path) -> ModelCard:
-    """The description of a finished fit.
-
-    Raises:
-        DataError: if there is none, or it is damaged.
-    """
-    try:
-        return ModelCard.model_validate_json((folder / MODEL_FILE).read_text())
-    except (OSError, ValidationError) as problem:
-        raise DataError(
-            f"{folder} holds no finished model (no valid {MODEL_FILE}); "
-            "name the folder of a finished fit, or run again to refit"
-        ) from problem
-
-
-def read_figures(folder: Path) -> dict[str, float]:
-    """The figures of a finished fit."""
-    return {k: float(v) for k, v in json.loads((folder / FIGURES_FILE).read_text()).items()}
-
-
-def folder_sha256(folder: Path) -> str:
-    """Over names and contents of the weights and `model.json`; the figures hold times and are left out."""
-    total = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.suffix == ".safetensors" or p.name == MODEL_FILE):
-        total.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-    return total.hexdigest()
-
-
 def load_networks(folder: Path, card: ModelCard, device: torch.device) -> tuple[Network, ...]:
     """The networks that a card describes, in evaluation mode, frozen.
 
@@ -147,14 +88,14 @@ def load_networks(folder: Path, card: ModelCard, device: torch.device) -> tuple[
         network = build_network(
             card.network, ndim=card.ndim, in_channels=card.in_channels, classes=len(card.classes), seed=0
         )
-        put_weights(network, load_weights(folder / name), folder / name)
+        put_weights(network, load_state(folder / name), folder / name)
         networks.append(placed(network, device).eval().requires_grad_(False))
     return tuple(networks)
 
 
 def load_model(folder: Path, device: torch.device) -> Model:
     """A finished fit, ready to predict."""
-    card = read_card(folder)
+    card = read_card(folder, ModelCard)
     return Model(card, load_networks(folder, card, device), folder_sha256(folder))
 
 
@@ -166,23 +107,3 @@ def placed(network: Network, device: torch.device) -> Network:
             if p.ndim == 5:
                 p.data = p.data.contiguous(memory_format=torch.channels_last_3d)
     return network
-
-
-def write_text(path: Path, text: str) -> None:
-    """A small file, by rename."""
-    write_whole(path, lambda target: target.write_text(text))
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside `path`, flush to disk, rename: the file is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".new")
-    try:
-        write(beside)
-    except (SafetensorError, RuntimeError) as problem:  # neither library raises OSError when the disk is full
-        if shutil.disk_usage(path.parent).free > LITTLE:
-            raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from problem
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())
-    beside.replace(path)

@@ -7,7 +7,7 @@ rows       torchvision_rows       class distributions row for row, dropout on ke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -16,13 +16,10 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 
-from dal_dense.boxes import Boxes
-from dal_dense.config import DetectionConfig, NetworkConfig, QueryConfig, TaskConfig, UncertaintyConfig
-from dal_dense.costs import CostModel
-from dal_dense.records import ImageRecord
+from dal_dense.config import DetectionConfig, NetworkConfig, TaskConfig
 from dal_dense.tasks import torchvision_partial as partial_labels
 from dal_dense.tasks import torchvision_rows as rows_of
-from dal_dense.tasks.detection_backend import Look, Rows, Sample
+from dal_dense.tasks.detection_backend import Backend, Look, Rows, Sample
 from dal_dense.tasks.detection_task import Detection
 from dal_dense.tasks.torchvision_networks import build_network
 
@@ -132,53 +129,14 @@ class TorchvisionDetector:
         return [level.float() for level in self._module.backbone(tensors).values()]
 
 
-class TorchvisionDetection(Detection):
-    """torchvision's detectors as a `Task`; takes the same arguments as every detection adapter.
-
-    Args:
-        task: network, geometry, training.
-        uncertainty: where draws come from.
-        query: what is asked.
-        costs: seconds an action.
-        classes: names; the position is the class number, 0 is background.
-        ndim: must be 2.
-        in_channels: must be 3.
-        device: where networks run.
-        boxes_of: the truth of a test image.
-        seed: of blindly drawn candidates.
-        matching: offers carry each object's embedding (`ppal`); costs memory.
+def backend(task: TaskConfig, classes: int) -> Backend:
+    """torchvision for `Detection`.
 
     Raises:
-        ConfigError: if settings contradict each other or the data.
+        ConfigError: (when a network is made) if the settings cannot be built.
     """
+    return Backend(partial(TorchvisionDetector, task.network, task.detection, classes), PREFIXES)
 
-    def __init__(
-        self,
-        *,
-        task: TaskConfig,
-        uncertainty: UncertaintyConfig,
-        query: QueryConfig,
-        costs: CostModel,
-        classes: Sequence[str],
-        ndim: int,
-        in_channels: int,
-        device: torch.device,
-        boxes_of: Callable[[ImageRecord], Boxes | None],
-        seed: int = 0,
-        matching: bool = False,
-    ) -> None:
-        super().__init__(
-            make_detector=partial(TorchvisionDetector, task.network, task.detection, len(classes)),
-            prefixes=PREFIXES,
-            task=task,
-            uncertainty=uncertainty,
-            query=query,
-            costs=costs,
-            classes=classes,
-            ndim=ndim,
-            in_channels=in_channels,
-            device=device,
-            boxes_of=boxes_of,
-            seed=seed,
-            matching=matching,
-        )
+
+TorchvisionDetection = partial(Detection, backend=backend)
+"""The torchvision adapter; takes the arguments of `Detection`."""

@@ -7,11 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from dal_dense.config import TrainConfig
+from dal_dense.errors import ConfigError
 
 WARM_UP = 0.1
 """Share of the iterations in which the learning rate rises."""
+
+PERTURB = 0.1
+"""shrink_perturb: share of a fresh network's weights that is added to the shrunk ones."""
+
+LOOK_EVERY = 20
+"""Iterations between checks that the loss is a number (each waits for the device)."""
 
 
 def learning_rate(train: TrainConfig, iteration: int) -> float:
@@ -54,3 +62,17 @@ def deterministic(device: torch.device) -> Iterator[None]:
     # what is not named here would go to flags()'s own defaults, and `enabled` to False
     with cudnn.flags(enabled=cudnn.enabled, allow_tf32=cudnn.allow_tf32, deterministic=True, benchmark=False):
         yield
+
+
+def check_finite(loss: Tensor, iteration: int) -> None:
+    """Raise `ConfigError` if the running loss is no longer a number."""
+    if not bool(torch.isfinite(loss)):
+        raise diverged(iteration)
+
+
+def diverged(iteration: int) -> ConfigError:
+    """What to tell when the loss is no longer a number."""
+    return ConfigError(
+        f"task.train.lr: the loss is no longer a number at iteration {iteration}; "
+        "lower task.train.lr (a third of it is a good next try)"
+    )

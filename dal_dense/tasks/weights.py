@@ -10,9 +10,10 @@ import pickle
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -111,6 +112,30 @@ def take_matching(module: nn.Module, state: Mapping[str, Tensor], where: Path, p
         for name, value in best.items():
             own[name].copy_(value)
     return len(best)
+
+
+Card = TypeVar("Card", bound=BaseModel)
+
+
+def write_card(folder: Path, card: BaseModel, figures: Mapping[str, float]) -> None:
+    """Declare the folder finished."""
+    write_text(folder / FIGURES_FILE, json.dumps(dict(figures), indent=1))
+    write_text(folder / MODEL_FILE, card.model_dump_json(indent=1))
+
+
+def read_card(folder: Path, kind: type[Card]) -> Card:
+    """The description of a finished fit.
+
+    Raises:
+        DataError: if there is none, or it is damaged.
+    """
+    try:
+        return kind.model_validate_json((folder / MODEL_FILE).read_text())
+    except (OSError, ValidationError) as problem:
+        raise DataError(
+            f"{folder} holds no finished model (no valid {MODEL_FILE}); "
+            "name the folder of a finished fit, or run again to refit"
+        ) from problem
 
 
 def read_figures(folder: Path) -> dict[str, float]:

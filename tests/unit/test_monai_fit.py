@@ -17,11 +17,12 @@ from dal_dense.noise import region_keys
 from dal_dense.records import Header
 from dal_dense.regions import Regions
 from dal_dense.tasks.base import Hooks
-from dal_dense.tasks.monai_fit import PERTURB, deterministic, late_snapshots, learning_rate, start_from
+from dal_dense.tasks.monai_fit import start_from
 from dal_dense.tasks.monai_ground import gather, held_out, paste
 from dal_dense.tasks.monai_networks import build_network
 from dal_dense.tasks.monai_segmentation import MonaiSegmentation
-from dal_dense.tasks.monai_weights import folder_sha256, load_weights
+from dal_dense.tasks.training import PERTURB, deterministic, late_snapshots, learning_rate
+from dal_dense.tasks.weights import folder_sha256, load_state
 
 sys.path.insert(0, str(Path(__file__).parent))
 from toy_pool import CLASSES, known, toy_record
@@ -151,14 +152,14 @@ def test_temperature_and_figures_of_a_fit(image, tmp_path):
 
 def test_members_of_an_ensemble_differ(image, tmp_path):
     fit(task_of(uncertainty={"draws": "ensemble", "count": 2}), [known(*image, TILES[:3])], tmp_path)
-    one, two = (load_weights(tmp_path / f"member_0{m}.safetensors") for m in range(2))
+    one, two = (load_state(tmp_path / f"member_0{m}.safetensors") for m in range(2))
     assert not any(torch.equal(one[name], two[name]) for name in one if one[name].ndim > 1)
 
 
 def test_warm_and_shrunk_starts(image, tmp_path):
     labelled = [known(*image, TILES[:3])]
     first = fit(task_of(), labelled, tmp_path / "first")
-    last = load_weights(tmp_path / "first" / "member_00.safetensors")
+    last = load_state(tmp_path / "first" / "member_00.safetensors")
     settings = NetworkConfig(channels=(4, 8))
     fresh = build_network(settings, ndim=2, in_channels=3, classes=3, seed=7)
     before = {k: p.detach().clone() for k, p in fresh.named_parameters()}
