@@ -1,0 +1,94 @@
+#!/usr/bin/env python
+"""What the engine costs beside the plain way of doing the same, and beside other packages.
+
+    python tools/bench_engine.py [--peers] [--device cuda] [--only NAME ...] [--json docs/benchmarks/engine_cpu.json]
+
+Each way runs in a process of its own. Prints a table: seconds, CPU seconds, memory, and each divided by ours;
+--json FILE also writes the figures, and the table beside it as FILE with the suffix .md. The other packages come
+with `pip install -e '.[peers]'`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from dal_dense.benchmark_runs import machine
+from dal_dense.cli import report_errors
+from dal_dense.errors import ConfigError
+
+
+@report_errors
+def main(argv: list[str]) -> int:
+    """Measure, print, write."""
+    from engine_bench import cases
+    from engine_bench.case import Case, Measured, in_own_process
+    from engine_bench.table import bandwidth, markdown
+
+    given = parse(argv)
+    every = cases()
+    if unknown := [name for name in given.only if name not in every]:
+        raise ConfigError(f"--only {unknown[0]}: no such case; there are {', '.join(every)}")
+    console = Console(stderr=True)
+    rows: list[tuple[Case, list[Measured]]] = []
+    copied = bandwidth(given.device, given.threads)
+    for name in given.only or every:
+        case, found = every[name], []
+        for way, how in case.ways.items():
+            if (how.peer and not given.peers) or (given.device != "cpu" and not how.cuda):
+                continue
+            if how.missing:
+                found.append(Measured(name, way, error=f"{how.needs} is not installed"))
+                continue
+            console.print(f"{name}: {way} ...", highlight=False)
+            found.append(in_own_process(name, way, given.device, given.threads, given.limit))
+        if found:
+            rows.append((case, found))
+    facts = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "command": f"`python tools/bench_engine.py {shlex.join(argv)}`",
+        "device": given.device if given.device == "cpu" else device_name(),
+        **machine(),
+        "threads": str(given.threads),
+        "copy bandwidth": f"{copied / 1e9:.1f} GB/s (read and write, measured in this run)",
+    }
+    text = markdown(rows, facts, copied)
+    Console().print(text, highlight=False, markup=False, soft_wrap=True)
+    if given.json is not None:
+        content = {"facts": facts, "measured": [asdict(m) for _, found in rows for m in found]}
+        given.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        given.json.with_suffix(".md").write_text(text, encoding="utf-8")
+    return 0
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The arguments."""
+    shape = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=shape, allow_abbrev=False)
+    parser.add_argument("--peers", action="store_true", help="other packages too")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where (cpu)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these cases only")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (2)")
+    parser.add_argument("--limit", type=float, default=900, help="seconds a way may take, its inputs included (900)")
+    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="file for the figures")
+    return parser.parse_args(argv)
+
+
+def device_name() -> str:
+    """The GPU's name."""
+    import torch
+
+    return torch.cuda.get_device_name()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

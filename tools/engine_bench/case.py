@@ -1,0 +1,175 @@
+"""What a case of the engine's benchmark is, and how one way of doing it is measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+Inputs = Any
+"""What a case's `make` returns: made from a fixed seed, in every process anew."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of doing a case's work.
+
+    Attributes:
+        run: takes the inputs, returns anything; this call is measured.
+        needs: a package of the extra `[peers]`; the way is left out where it is not installed.
+        peer: done only with --peers.
+        cuda: can be run on a GPU (the inputs are made there).
+    """
+
+    run: Callable[[Inputs], object]
+    needs: str | None = None
+    peer: bool = False
+    cuda: bool = False
+
+    @property
+    def missing(self) -> bool:
+        """Is its package absent?"""
+        return self.needs is not None and importlib.util.find_spec(self.needs) is None
+
+
+@dataclass(frozen=True)
+class Case:
+    """A piece of the engine's work, done in several ways; the first way is ours.
+
+    Attributes:
+        name: short, for --only.
+        work: what is done, with its size.
+        goal: what is to be reached, in words.
+        make: device ("cpu" or "cuda") to inputs; not measured.
+        ways: name to way.
+        judge: result to figures that show that the work was done right ("objective", "cover radius", "largest error").
+        moved: inputs to bytes that must at least be read and written, for the share of the copy bandwidth.
+    """
+
+    name: str
+    work: str
+    goal: str
+    make: Callable[[str], Inputs]
+    ways: Mapping[str, Way]
+    judge: Callable[[Inputs, Any], Mapping[str, float]] = lambda inputs, result: {}
+    moved: Callable[[Inputs], float] | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One way, measured in a process of its own.
+
+    Attributes:
+        case, way: which.
+        wall, cpu: seconds of the measured call; cpu over all threads.
+        memory: bytes by which the peak rose during the call (host memory, or the GPU's on cuda).
+        figures: the case's judgement of the result.
+        moved: bytes that must be moved at least.
+        error: why there are no figures.
+    """
+
+    case: str
+    way: str
+    wall: float = 0.0
+    cpu: float = 0.0
+    memory: float = 0.0
+    figures: Mapping[str, float] = field(default_factory=dict)
+    moved: float | None = None
+    error: str | None = None
+
+
+def measure(case: Case, way: str, device: str) -> Measured:
+    """Make the inputs, run one way once, judge the result. Call it in a fresh process."""
+    inputs = case.make(device)
+    on_gpu = device != "cpu" and case.ways[way].cuda
+    if on_gpu:
+        return _on_gpu(case, way, inputs)
+    floor = _reset_peak()
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = case.ways[way].run(inputs)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    memory = _peak() - floor
+    moved = case.moved(inputs) if case.moved else None
+    return Measured(case.name, way, wall, cpu, memory, dict(case.judge(inputs, result)), moved)
+
+
+def _on_gpu(case: Case, way: str, inputs: Inputs) -> Measured:
+    """Once to compile, once to measure."""
+    import torch
+
+    case.ways[way].run(inputs)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    floor = torch.cuda.memory_allocated()
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = case.ways[way].run(inputs)
+    torch.cuda.synchronize()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    memory = torch.cuda.max_memory_allocated() - floor
+    moved = case.moved(inputs) if case.moved else None
+    return Measured(case.name, way, wall, cpu, memory, dict(case.judge(inputs, result)), moved)
+
+
+def _reset_peak() -> float:
+    """Bytes resident now; the kernel's peak starts from here where it allows that (Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return _status("VmRSS")
+    except OSError:
+        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
+
+
+def _peak() -> float:
+    try:
+        return _status("VmHWM")
+    except OSError:
+        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
+
+
+def _status(name: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return float(line.split()[1]) * 1024
+    raise OSError(f"no {name} in /proc/self/status")
+
+
+def in_own_process(case: str, way: str, device: str, threads: int, limit: float) -> Measured:
+    """`measure` in a process of its own, so that no way inherits another's memory or warm caches."""
+    command = [sys.executable, "-m", "engine_bench.case", case, way, device, str(threads)]
+    here = Path(__file__).resolve().parent.parent
+    paths = [str(here), str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    settings = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    try:
+        done = subprocess.run(
+            command, cwd=here.parent, env=settings, capture_output=True, text=True, timeout=limit, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Measured(case, way, error=f"not done in {limit:.0f} s")
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
+        died = f"ended by signal {-done.returncode}" if done.returncode < 0 else last
+        return Measured(case, way, error=died)
+    return Measured(**json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def main(argv: Sequence[str]) -> None:
+    """CASE WAY DEVICE THREADS: measure, print one line of JSON."""
+    name, way, device, threads = argv
+    import torch
+
+    from engine_bench import cases  # type: ignore[attr-defined]
+
+    torch.set_num_threads(int(threads))
+    sys.stdout.write(json.dumps(asdict(measure(cases()[name], way, device))) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
