@@ -18,7 +18,8 @@ from dal_dense.ledger import Ledger
 from dal_dense.results import Results, collect
 
 TRAIN = Path("tools") / "train_al.py"
-"""The program that is run, from the root of the checkout."""
+REFIT = Path("tools") / "refit.py"
+"""The programs that are run, from the root of the checkout."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,9 @@ def planned(
     return jobs
 
 
-def run_all(jobs: Sequence[Job], *, at_once: int, say: Callable[[str], None], train: Path = TRAIN) -> None:
+def run_all(
+    jobs: Sequence[Job], *, at_once: int, say: Callable[[str], None], refits: int = 0, train: Path = TRAIN
+) -> None:
     """Run what is not finished, `at_once` processes at a time; their output goes to `run_dir/output.txt`.
 
     Raises:
@@ -71,26 +74,34 @@ def run_all(jobs: Sequence[Job], *, at_once: int, say: Callable[[str], None], tr
     """
 
     def one(job: Job) -> str | None:
-        asked_for = job.identity()
-        if job.finished.is_file() and job.finished.read_text(encoding="utf-8") == asked_for:
+        if job.finished.is_file() and job.finished.read_text(encoding="utf-8") == job.identity():
             say(f"{job.strategy}, seed {job.seed}: finished before")
-            return None
-        say(f"{job.strategy}, seed {job.seed}: runs")
-        job.run_dir.mkdir(parents=True, exist_ok=True)
-        output = job.run_dir / "output.txt"
-        with output.open("ab") as file:
-            done = subprocess.run([sys.executable, str(train), *job.arguments], stdout=file, stderr=file, check=False)
-        if done.returncode:
-            last = " / ".join(output.read_text(encoding="utf-8", errors="replace").splitlines()[-3:])
-            return f"{job.strategy}, seed {job.seed}: ended with status {done.returncode}: {last} (all of it: {output})"
-        job.finished.write_text(asked_for, encoding="utf-8")
-        say(f"{job.strategy}, seed {job.seed}: done")
-        return None
+        else:
+            say(f"{job.strategy}, seed {job.seed}: runs")
+            asked_for = job.identity()
+            if problem := _call(job, train):
+                return problem
+            job.finished.write_text(asked_for, encoding="utf-8")
+            say(f"{job.strategy}, seed {job.seed}: done")
+        return _call(job, REFIT, "--repeats", str(refits)) if refits else None
 
     with ThreadPoolExecutor(max(1, at_once)) as pool:
         problems = [p for p in pool.map(one, jobs) if p is not None]
     if problems:
         raise DataError("\n".join([*problems, "mend the cause and run the same command again; finished runs are kept"]))
+
+
+def _call(job: Job, program: Path, *first: str) -> str | None:
+    """Run a program with the job's arguments; what went wrong, if anything."""
+    job.run_dir.mkdir(parents=True, exist_ok=True)
+    output = job.run_dir / "output.txt"
+    with output.open("ab") as file:
+        command = [sys.executable, str(program), *first, *job.arguments]
+        done = subprocess.run(command, stdout=file, stderr=file, check=False)
+    if not done.returncode:
+        return None
+    last = " / ".join(output.read_text(encoding="utf-8", errors="replace").splitlines()[-3:])
+    return f"{job.strategy}, seed {job.seed}: ended with status {done.returncode}: {last} (all of it: {output})"
 
 
 def gather(jobs: Sequence[Job]) -> dict[str, dict[int, Results]]:

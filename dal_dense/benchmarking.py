@@ -126,13 +126,6 @@ def paired(curves: Curves, strategy: str, baseline: str) -> tuple[float, float] 
     return mean_sd(np.array([mine[s] - theirs[s] for s in shared])) if shared else None
 
 
-def fit_noise(runs: Runs) -> float | None:
-    """Standard deviation between fits on the same labels, if the runs measured it (figure `fit_sd`)."""
-    found = [r.extra["fit_sd"] for by_seed in runs.values() for run in by_seed.values() for r in run.measured
-             if r.extra.get("fit_sd") is not None]  # fmt: skip
-    return float(np.sqrt(np.mean(np.square(np.array(found, np.float64))))) if found else None
-
-
 def draw(runs: Runs, title: str) -> Figure:
     """Mean curve a strategy with its range over seeds, single runs as thin lines; for white paper."""
     curves = common_curves(runs)
@@ -157,7 +150,9 @@ def draw(runs: Runs, title: str) -> Figure:
     return figure
 
 
-def markdown(runs: Runs, *, title: str, figure: str, facts: Mapping[str, str], baseline: str | None) -> str:
+def markdown(
+    runs: Runs, *, title: str, figure: str, facts: Mapping[str, str], baseline: str | None, noise: float | None = None
+) -> str:
     """The page of `docs/benchmarks/`: facts of the machine, table, curve, and how to read them."""
     rows = table(runs, baseline)
     metric = metric_name(next((r.metric for by_seed in runs.values() for r in by_seed.values() if r.metric), None))
@@ -177,9 +172,8 @@ def markdown(runs: Runs, *, title: str, figure: str, facts: Mapping[str, str], b
         f"Mean ± standard deviation over seeds. Area: mean {metric} over the hours that every run covers "
         f"({axis[0]:.2f} to {axis[-1]:.2f} h charged). Differences are taken within a seed, which shares its start set."
     )
-    noise = fit_noise(runs)
     if noise is not None:
-        lines.append(f"Two fits on the same labels differ by a standard deviation of {noise:.3f}.")
+        lines.append(f"Fits on the same labels with other seeds have a standard deviation of {noise:.3f}.")
     if max(r.seeds for r in rows) < 5:
         lines.append("Fewer than five seeds show a direction; they prove nothing.")
     return "\n".join(lines) + "\n"
@@ -191,8 +185,10 @@ def plus_minus(pair: tuple[float, float], *, sign: bool = False) -> str:
     return mean if np.isnan(pair[1]) else f"{mean} ± {pair[1]:.3f}"
 
 
-def write(runs: Runs, out: Path, *, title: str, facts: Mapping[str, str], baseline: str | None) -> list[Path]:
-    """`OUT.md` and `OUT.svg`; returns their paths."""
+def write(
+    runs: Runs, out: Path, *, title: str, facts: Mapping[str, str], baseline: str | None, noise: float | None = None
+) -> list[Path]:
+    """`OUT.md` and `OUT.svg`; returns their paths. `noise`: standard deviation between fits on the same labels."""
     out.parent.mkdir(parents=True, exist_ok=True)
     page, picture = out.with_name(out.name + ".md"), out.with_name(out.name + ".svg")
     drawn = io.StringIO()
@@ -200,5 +196,6 @@ def write(runs: Runs, out: Path, *, title: str, facts: Mapping[str, str], baseli
         draw(runs, title).savefig(drawn, format="svg", metadata={"Date": None})
     text = "\n".join(line.rstrip() for line in drawn.getvalue().splitlines()) + "\n"
     picture.write_text(text, encoding="utf-8")
-    page.write_text(markdown(runs, title=title, figure=picture.name, facts=facts, baseline=baseline), encoding="utf-8")
+    content = markdown(runs, title=title, figure=picture.name, facts=facts, baseline=baseline, noise=noise)
+    page.write_text(content, encoding="utf-8")
     return [page, picture]

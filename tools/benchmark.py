@@ -2,10 +2,11 @@
 """Compare strategies over seeds: run them all, then write a table and the learning curves.
 
     python tools/benchmark.py --config configs/camvid.yaml --strategies hybrid,random --seeds 0,1 \
-        --out docs/benchmarks/camvid [--jobs 2] [--any.key value]
+        --out docs/benchmarks/camvid [--jobs 2 --refits 2] [--any.key value]
 
 Each run is one call of tools/train_al.py with a folder of its own below --runs. A run that is
-finished is not repeated, one that was cut goes on: call the same command again.
+finished is not repeated, one that was cut goes on: call the same command again. --refits tells how much two
+fits on the same labels differ.
 """
 
 from __future__ import annotations
@@ -27,20 +28,23 @@ def main(argv: list[str]) -> int:
     given, passed_on = parse(argv)
     from dal_dense import benchmark_runs, benchmarking
     from dal_dense.errors import ConfigError
+    from dal_dense.refits import fit_noise
 
     console = Console()
     if given.baseline not in given.strategies:
         raise ConfigError(f"--baseline {given.baseline}: not among --strategies; add it there or name another")
     jobs = benchmark_runs.planned(given.config, given.strategies, given.seeds, given.runs, passed_on)
-    benchmark_runs.run_all(jobs, at_once=given.jobs, say=lambda text: console.print(text, highlight=False))
+    benchmark_runs.run_all(
+        jobs, at_once=given.jobs, say=lambda text: console.print(text, highlight=False), refits=given.refits
+    )
     facts = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": f"`python tools/benchmark.py {shown(argv)}`",
         **benchmark_runs.machine(),
     }
     title = f"{given.config.stem}: {', '.join(given.strategies)}"
-    runs = benchmark_runs.gather(jobs)
-    for path in benchmarking.write(runs, given.out, title=title, facts=facts, baseline=given.baseline):
+    runs, noise = benchmark_runs.gather(jobs), fit_noise([job.run_dir for job in jobs])
+    for path in benchmarking.write(runs, given.out, title=title, facts=facts, baseline=given.baseline, noise=noise):
         console.print(f"written: {path}", highlight=False)
     return 0
 
@@ -56,6 +60,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--baseline", default="random", help="the one that the others are compared with (random)")
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks"), help="their folder (runs/benchmarks)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once (1)")
+    parser.add_argument("--refits", type=int, default=0, help="fit each run's last labels so often again (0)")
     return parser.parse_known_args(argv)
 
 
