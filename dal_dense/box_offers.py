@@ -1,9 +1,4 @@
-"""One frame's detections become its rows of `Offers`; the function that both detection adapters share.
-
-Crops are sought by the same box sums as in volumes: the score of each predicted box stands as one
-point at its centre, so that the sum over a window is exactly the sum over the boxes inside, plus a
-little of the dense map, which speaks where no box was kept.
-"""
+"""One frame's detections become its rows of `Offers`; the function that both detection adapters share."""
 
 from __future__ import annotations
 
@@ -18,6 +13,7 @@ from torch.nn import functional as nnf
 
 from dal_dense import candidates, scores
 from dal_dense.box_scores import box_scores
+from dal_dense.box_windows import points, quiet, worth
 from dal_dense.boxes import OBJECT
 from dal_dense.config import QueryConfig, UncertaintyConfig
 from dal_dense.costs import CostModel
@@ -31,8 +27,6 @@ from dal_dense.records import Header
 from dal_dense.regions import Box, Regions, slices
 from dal_dense.tasks.base import Judged, Proposal
 
-QUIET = 0.05
-"""What the dense map adds to a window where it is at its highest, against a box of the mean score."""
 SAME = 0.5
 """IoU from which two boxes are taken to mean one object; share of a box on known ground from which it is known."""
 
@@ -327,36 +321,15 @@ def _windows(
     sought, drawn = [taken[:0]], [taken[:0]]
     dense = _upsampled(pred.dense, pred.shape)
     probs = _shares(pred.found.probs.float())
-    points = [_points(pred, values)] + [_points(pred, values * probs[:, c]) for c in range(1, spec.classes)]
+    fields = [points(pred, values)] + [points(pred, values * probs[:, c]) for c in range(1, spec.classes)]
+    quotas = [count for _, count in candidates.share_out(spec.per_image, range(1, spec.classes))]
     for size in candidates.box_sizes(spec.kind, spec.sizes, pred.shape, None):
-        hum = _hum(dense, values, size)
-        field = dense if spec.combine == "dense" else points[0] + hum
-        sought.append(candidates.peak_boxes(field, size, spec.stride, spec.per_image, taken))
-        for c, count in candidates.share_out(spec.per_image, range(1, spec.classes)):
-            sought.append(candidates.peak_boxes(points[c] + hum, size, spec.stride, count, taken))
+        maps = worth(pred, spec.combine, values, dense, fields, size, spec.stride)
+        for field, count in zip(maps, [spec.per_image, *quotas], strict=True):
+            sought.append(scores.peaks(field, size, spec.stride, count, taken, pred.shape)[0])
         blind = candidates.random_boxes(image_id, pred.shape, size, spec.per_image, taken, seed)
         drawn.append(blind.to(dense.device))
     return candidates.distinct(image_id, sought), candidates.distinct(image_id, drawn)
-
-
-def _points(pred: FramePrediction, values: Float[Tensor, " M"]) -> Float[Tensor, "rows cols"]:
-    """Each box's value on the pixel of its centre."""
-    field = torch.zeros(pred.shape, device=values.device)
-    middle = ((pred.found.corners[:, :2] + pred.found.corners[:, 2:]) / 2).long()
-    top = torch.tensor(pred.shape, device=values.device)
-    middle = torch.minimum(middle.clamp_min(0), top - 1)
-    return field.index_put_((middle[:, 0], middle[:, 1]), values, accumulate=True)
-
-
-def _hum(dense: Float[Tensor, "rows cols"], values: Float[Tensor, " M"], size: tuple[int, ...]) -> Tensor:
-    """The dense map, so faint that a whole window of it weighs a twentieth of a box."""
-    return dense * (_quiet(dense, values) / (size[0] * size[1]))
-
-
-def _quiet(dense: Float[Tensor, "r c"], values: Float[Tensor, " M"]) -> Float[Tensor, ""]:
-    """What a window's mean of the dense map is multiplied by."""
-    box = values.mean() if len(values) else dense.new_ones(())
-    return QUIET * box.clamp_min(1e-6) / dense.amax().clamp_min(1e-12)
 
 
 def _upsampled(dense: Float[Tensor, "r c"], shape: tuple[int, int]) -> Float[Tensor, "rows cols"]:
@@ -397,4 +370,4 @@ def _combined(
     total = inside @ values
     if spec.combine == "mean":
         return total / inside.sum(1).clamp_min(1)
-    return total + _quiet(pred.dense, values) * scores.means_in(_upsampled(pred.dense, pred.shape)[None], boxes)[:, 0]
+    return total + quiet(pred.dense, values) * scores.means_in(_upsampled(pred.dense, pred.shape)[None], boxes)[:, 0]

@@ -33,7 +33,7 @@ class _Frozen(BaseModel):
 class Interval(_Frozen):
     """Percentile bootstrap over groups (Efron 1979): patients or drives are drawn, never frames."""
 
-    mean: float = Field(description="over groups; need not equal the headline metric, a mean over classes")
+    mean: float = Field(description="over groups, which need not equal the headline metric; of AP the metric itself")
     low: float
     high: float
     groups: int = Field(description="groups drawn from; below about ten the interval is too narrow")
@@ -148,16 +148,23 @@ def _round(
     )
     if measured is None:
         return known
-    groups = [v for _, v in sorted(measured.per_group.items()) if math.isfinite(v)]
     return known.model_copy(
         update={
             "metric": finite({"value": measured.value})["value"],
             "per_class": finite(measured.per_class),
             "per_group": finite(measured.per_group),
-            "interval": bootstrap(groups, seed=derive_seed(ledger.seed, "bootstrap", query.round)),
+            "interval": _interval(measured, seed=derive_seed(ledger.seed, "bootstrap", query.round)),
             "extra": finite(measured.extra),
         }
     )
+
+
+def _interval(measured: Measurement, *, seed: int) -> Interval | None:
+    """The task's own interval if it gives one, else that of the mean over groups."""
+    low, high = (measured.extra.get(end, math.nan) for end in ("interval_low", "interval_high"))
+    if math.isfinite(low) and math.isfinite(high):
+        return Interval(mean=measured.value, low=low, high=high, groups=len(measured.per_group))
+    return bootstrap([v for _, v in sorted(measured.per_group.items()) if math.isfinite(v)], seed=seed)
 
 
 def load(run_dir: Path) -> Results:

@@ -95,9 +95,10 @@ class Basket:
             self.price.masked_fill_(self.offers.group == group, torch.inf)
         return paid
 
-    def copy(self) -> Basket:
-        """An independent basket with the same content, to try a plan."""
+    def copy(self, budget: Budget | None = None) -> Basket:
+        """An independent basket with the same content, to try a plan, also with another budget."""
         other = copy.copy(self)
+        other.budget = budget or self.budget
         other.price = self.price.clone()
         other.rows, other.seconds, other.values = self.rows[:], self.seconds[:], self.values[:]
         other._per_image, other._per_group = dict(self._per_image), dict(self._per_group)

@@ -1,12 +1,14 @@
 """PPAL: the most uncertain frames, thinned to a diverse batch (Yang et al. 2024).
 
 The score is the task's (`uncertainty.score: difficulty_entropy` is PPAL's own). Adapted from a number
-of frames to a budget in seconds: the candidates are the best rows that `POOL` budgets would pay for.
+of frames to a budget in seconds: the candidates are the best rows that `POOL` budgets would buy together,
+so crops are of different ground, as PPAL's frames are of themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -55,12 +57,13 @@ def ppal(offers: Offers, basket: Basket, options: StrategyConfig, when: Round, q
 
 
 def _candidates(basket: Basket, value: Float[Tensor, " N"]) -> Int[Tensor, " K"]:
-    """The best rows until `POOL` budgets are spent, caps left aside."""
-    open_rows = basket.affordable().nonzero()[:, 0]
-    order = open_rows[value[open_rows].argsort(descending=True, stable=True)]
-    spent = basket.price[order].cumsum(0)
-    enough = int((spent <= POOL * basket.budget.seconds).sum())
-    return order[: min(max(1, enough), AT_MOST)]
+    """The best rows that may be asked together for `POOL` budgets, best first; caps left aside."""
+    among = basket.affordable()
+    budget = replace(basket.budget, seconds=POOL * basket.budget.seconds, max_per_image=None, max_per_group=None)
+    large = basket.copy(budget)
+    while len(large.rows) < AT_MOST and (row := large.best(value, among)) is not None:
+        large.take(row, value[row])
+    return torch.tensor(large.rows, dtype=torch.int64, device=value.device)
 
 
 def _spread(

@@ -19,14 +19,21 @@ def learning(results: Results) -> dict[str, Any] | None:
         return None
     name, (hours, values) = figures.metric_name(results.metric), results.curve
     steps = "; ".join(f"{x / 3600:.2f} h {y:.3f}" for x, y in zip(hours, values, strict=True))
-    bars = any(r.interval for r in results.measured)
     return {
         "title": f"{name} on the test images over expert time",
         "svg": Markup(figures.learning_curve(results.measured, results.metric)),
         "alt": f"Learning curve, {name} at hours charged: {steps}",
-        "note": "Mean over classes. Bars: 95% bootstrap spread of the mean over groups (patients or drives), "
-        "centred on the curve." if bars else "Mean over classes.",
-    }  # fmt: skip
+        "note": "Mean over classes." + _bars(results),
+    }
+
+
+def _bars(results: Results) -> str:
+    """What the bars of the learning curve are; nothing if it has none."""
+    if not any(r.interval for r in results.measured):
+        return ""
+    if results.metric in ("ap", "ap50"):
+        return " Bars: 95% bootstrap over groups (drives), AP worked out anew for each drawing."
+    return " Bars: 95% bootstrap spread of the mean over groups (patients or drives), centred on the curve."
 
 
 def gains(results: Results, classes: Sequence[str], colours: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -35,11 +42,27 @@ def gains(results: Results, classes: Sequence[str], colours: Mapping[str, str]) 
         return []
     rows = []
     for name in classes:
-        a, b = results.measured[0].per_class.get(name), results.measured[-1].per_class.get(name)
-        change = "–" if a is None or b is None else f"{b - a:+.3f}"
-        row = {"name": name, "colour": colours.get(name), "first": figure(a), "last": figure(b), "change": change}
-        rows.append(row)
+        first, last = results.measured[0].per_class.get(name), results.measured[-1].per_class.get(name)
+        rows.append(_change(name, first, last, colours.get(name)))
     return rows
+
+
+def by_size(results: Results) -> list[dict[str, Any]]:
+    """First and last AP of objects of each size, for a table; nothing where the task finds no boxes."""
+    if not results.measured or results.metric not in ("ap", "ap50"):
+        return []
+    last = results.measured[-1].extra
+    first = results.measured[0].extra if len(results.measured) > 1 else {}
+    return [
+        _change(f"{label}, {size} objects", first.get(key + end), last.get(key + end))
+        for key, label in (("ap50", "AP50"), ("ap", "AP"))
+        for size, end in (("all", ""), ("small", "_small"), ("medium", "_medium"), ("large", "_large"))
+    ]
+
+
+def _change(name: str, first: float | None, last: float | None, colour: str | None = None) -> dict[str, Any]:
+    change = "–" if first is None or last is None else f"{last - first:+.3f}"
+    return {"name": name, "colour": colour, "first": figure(first), "last": figure(last), "change": change}
 
 
 def class_charts(results: Results, classes: Sequence[str], colours: Mapping[str, str]) -> list[dict[str, Any]]:

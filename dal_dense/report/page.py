@@ -55,6 +55,7 @@ def render(results: Results, query: Query | None, run_dir: Path) -> str:
         headline=_headline(results, query),
         learning=charts.learning(results),
         gains=charts.gains(results, classes, colours),
+        by_size=charts.by_size(results),
         class_charts=charts.class_charts(results, classes, colours),
         query=_query(results, query, legend, run_dir),
         cost_note=charts.cost_note(results),
@@ -122,7 +123,8 @@ def _metric_card(results: Results) -> dict[str, Any]:
         lines.append(f"{(last.metric or 0) - (first.metric or 0):+.3f} since the {round_name(first.round)}")
     if last.interval is not None:
         i = last.interval
-        lines.append(f"mean over {i.groups} groups {i.mean:.3f} (95%: {i.low:.3f}–{i.high:.3f})")
+        told = f"{i.groups} groups" if i.mean == last.metric else f"mean over {i.groups} groups {i.mean:.3f}"
+        lines.append(f"{told} (95%: {i.low:.3f}–{i.high:.3f})")
     label = f"{name} after the {round_name(0)}" if last.round == 0 else f"{name} after {round_name(last.round)}"
     return _card(label, figure(last.metric), *lines)
 

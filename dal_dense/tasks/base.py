@@ -72,8 +72,9 @@ class Measurement:
         metric: name of `value`, such as "dice" or "miou"; larger is better.
         value: mean over classes.
         per_class: class name to value; NaN where the class does not occur.
-        per_group: group (patient, drive) to value, for bootstrap over groups.
-        extra: further figures by name, such as {"ece": 0.03}.
+        per_group: group (patient, drive) to value, for bootstrap over groups; NaN where there is nothing to find.
+        extra: further figures by name, such as {"ece": 0.03}. A metric that is no mean over groups (AP) comes
+            with the ends of its own 95% interval over groups, "interval_low" and "interval_high".
     """
 
     metric: str

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from dal_dense.boxes import IGNORED, OBJECT, Boxes
 from dal_dense.detections import Detections
 from dal_dense.tasks.base import Measurement
+from dal_dense.tasks.detection_groups import interval, mean_precision, ranked
 
 SIZES = ("all", "small", "medium", "large")
 """COCO's ranges of area: below 32^2, below 96^2 and from there on, pixels of the stored frame."""
@@ -28,18 +28,22 @@ class Scoreboard:
         classes: names; the position is the class number, 0 is background.
         metric: ap50, or ap (mean over IoU 0.5 to 0.95).
         most: boxes kept a frame.
+        seed: of the groups drawn for the interval.
     """
 
     classes: tuple[str, ...]
     metric: str
     most: int
+    seed: int = 0
+    _groups: list[str] = field(default_factory=list)
     _images: list[dict[str, Any]] = field(default_factory=list)
     _truth: list[dict[str, Any]] = field(default_factory=list)
     _found: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, found: Detections, truth: Boxes) -> None:
+    def add(self, group: str, found: Detections, truth: Boxes) -> None:
         """Take one frame in. Without objects it counts too: what is found there is false."""
         image = len(self._images) + 1
+        self._groups.append(group)
         self._images.append({"id": image})
         for corners, kind, status in zip(truth.corners.tolist(), truth.classes.tolist(), truth.status, strict=True):
             kinds = [kind] if status == OBJECT else range(1, len(self.classes)) if status == IGNORED else []
@@ -54,23 +58,45 @@ class Scoreboard:
             self._found.append({"image_id": image, "category_id": kind, "score": score} | _box(corners))
 
     def result(self) -> Measurement:
-        """The measurement over everything added; NaN for a class without objects."""
-        precision = self._precision()  # thresholds, recalls, classes, sizes
-        ap50 = _mean_known(precision[:1, :, :, 0], (0, 1))
-        by_size = [float(_mean_known(precision[..., k], (0, 1, 2))) for k in range(len(SIZES))]
-        figures = {"ap": by_size[0], "ap50": float(_mean_known(precision[:1, :, :, 0], (0, 1, 2)))}
-        extra = figures | {f"ap_{name}": value for name, value in zip(SIZES[1:], by_size[1:], strict=True)}
+        """The measurement over everything added; NaN for a class without objects.
+
+        `per_class` and `per_group` are of the headline metric. Of more than one group `extra` holds the interval.
+        """
+        run = self._matched()
+        shape = (10, 101, len(self.classes) - 1, len(SIZES))  # thresholds, recalls, classes, sizes
+        precision = np.full(shape, -1.0) if run is None else run.eval["precision"][..., -1]
+        cuts = {"ap": precision, "ap50": precision[:1]}
+        extra = {
+            name if size == "all" else f"{name}_{size}": float(_mean_known(cut[..., k], (0, 1, 2)))
+            for name, cut in cuts.items()
+            for k, size in enumerate(SIZES)
+        }
+        per_class = _mean_known(cuts[self.metric][..., 0], (0, 1))
+        per_group, ends = self._over_groups(run, len(cuts[self.metric]))
         return Measurement(
             metric=self.metric,
-            value=figures[self.metric],
-            per_class=dict(zip(self.classes[1:], ap50.tolist(), strict=True)),
-            extra=extra,
+            value=extra[self.metric],
+            per_class=dict(zip(self.classes[1:], per_class.tolist(), strict=True)),
+            per_group=per_group,
+            extra=extra | ends,
         )
 
-    def _precision(self) -> Float[np.ndarray, "thresholds recalls classes sizes"]:
-        shape = (10, 101, len(self.classes) - 1, len(SIZES))
+    def _over_groups(self, run: COCOeval | None, thresholds: int) -> tuple[dict[str, float], dict[str, float]]:
+        """The metric of each group alone, and the ends of the interval."""
+        names, number = np.unique(np.array(self._groups, dtype=object), return_inverse=True)
+        if run is None:
+            return dict.fromkeys(names, float("nan")), {}
+        classes = ranked(run, number, thresholds)
+        alone = {
+            name: mean_precision(classes, one) for name, one in zip(names, np.eye(len(names), dtype=int), strict=True)
+        }
+        ends = interval(classes, len(names), seed=self.seed)
+        return alone, dict(zip(("interval_low", "interval_high"), ends or (), strict=False))
+
+    def _matched(self) -> COCOeval | None:
+        """pycocotools' run; None where nothing is to be found."""
         if not any(not t["iscrowd"] for t in self._truth):
-            return np.full(shape, -1.0)
+            return None
         categories = [{"id": c, "name": name} for c, name in enumerate(self.classes) if c]
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports each step
             truth = _coco(self._images, self._truth, categories)
@@ -81,8 +107,7 @@ class Scoreboard:
             run.params.maxDets = [1, 10, max(self.most, 11)]
             run.evaluate()
             run.accumulate()
-        precision: np.ndarray = run.eval["precision"][..., -1]
-        return precision
+        return run
 
 
 def _coco(images: list[dict[str, Any]], annotations: list[dict[str, Any]], categories: list[dict[str, Any]]) -> COCO:

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -28,10 +28,15 @@ from dal_dense.config import DetectionConfig, TrainConfig
 from dal_dense.errors import DataError, Stopped
 from dal_dense.images import read_image
 from dal_dense.noise import derive_seed
+from dal_dense.records import ImageRecord
 from dal_dense.regions import Box
 from dal_dense.tasks.base import Hooks, LabelledImage
 from dal_dense.tasks.detection_backend import Sample
 from dal_dense.tasks.detection_partial import area_table
+from dal_dense.tasks.shelf import Shelf
+
+HELD = 4 << 30
+"""Bytes of labelled ground in memory, some 1500 frames of 1280 x 720; what is beyond is read again when it is shown."""
 
 FULL = 0.9
 """Share of a batch's pixels from which it is full: zoomed windows differ by rounding."""
@@ -53,18 +58,42 @@ class Piece:
     """Ground of one frame on the network's scale.
 
     Attributes:
-        image: RGB 0..255; uint8 wherever that loses nothing (3, H, W).
+        record: the frame.
+        window: the piece in the stored frame.
+        size: rows and columns of the piece on the network's scale.
         boxes: in the piece's coordinates.
         own: rows of `boxes` that this piece is there for.
         known: rectangles of known ground, (top, left, bottom, right).
         whole: shown whole; else in windows of the training patch.
+        shelf: keeps pixels.
     """
 
-    image: Tensor
+    record: ImageRecord
+    window: Box
+    size: tuple[int, int]
     boxes: Boxes
     own: NDArray[np.int64]
     known: NDArray[np.float64]
     whole: bool
+    shelf: Shelf = field(repr=False, compare=False)
+
+    def pixels(self, frame: NDArray[np.float32] | None = None) -> Tensor:
+        """RGB 0..255 (3, *size); uint8 wherever that loses nothing.
+
+        Args:
+            frame: as it is stored, if it was read already; else it is read where the shelf does not hold the piece.
+        """
+        return self.shelf.get((self.record.id, self.window), lambda: self._cut(frame))
+
+    def _cut(self, frame: NDArray[np.float32] | None) -> Tensor:
+        """Cut first and scale afterwards, so that no pixel beyond the window has any influence."""
+        (top, left), (bottom, right) = self.window
+        stored = read_image(self.record, channels=3) if frame is None else frame
+        image = resized(torch.from_numpy(np.ascontiguousarray(stored[:, top:bottom, left:right])), self.size)
+        whole_numbers = image.round().clamp(0, 255)
+        if self.size != (bottom - top, right - left) or torch.equal(whole_numbers, image):
+            return whole_numbers.to(torch.uint8)
+        return image
 
 
 def factor_of(shape: Sequence[int], long_side: int | None) -> float:
@@ -80,29 +109,37 @@ def resized(image: Float[Tensor, "3 h w"], size: tuple[int, int]) -> Float[Tenso
 
 
 def gather(
-    labelled: Sequence[LabelledImage], *, detection: DetectionConfig, train: TrainConfig, hooks: Hooks
+    labelled: Sequence[LabelledImage],
+    *,
+    detection: DetectionConfig,
+    train: TrainConfig,
+    hooks: Hooks,
+    held: int = HELD,
 ) -> tuple[Piece, ...]:
-    """Read each labelled frame once and keep only the ground that windows can show.
+    """Read each labelled frame and keep only the ground that windows can show, `held` bytes of it in memory.
 
     Raises:
         DataError: if a frame cannot be read, is not RGB, or a region lies outside it.
         Stopped: the person asked to stop.
     """
     pieces: list[Piece] = []
+    shelf = Shelf(held)
     for i, known in enumerate(labelled):
         if hooks.stopping():
             raise Stopped
         hooks.progress("reading labelled images", i, len(labelled))
         if len(known.regions):
-            pieces += _cut(known, read_image(known.record, channels=3), detection, train)
+            frame = read_image(known.record, channels=3)
+            for piece in _cut(known, (frame.shape[1], frame.shape[2]), detection, train, shelf):
+                piece.pixels(frame)
+                pieces.append(piece)
     return tuple(pieces)
 
 
 def _cut(
-    known: LabelledImage, frame: NDArray[np.float32], detection: DetectionConfig, train: TrainConfig
+    known: LabelledImage, shape: tuple[int, int], detection: DetectionConfig, train: TrainConfig, shelf: Shelf
 ) -> list[Piece]:
-    """The pieces of one frame."""
-    shape = (frame.shape[1], frame.shape[2])
+    """The pieces of one frame of this shape."""
     factor = factor_of(shape, detection.long_side)
     regions = list(known.regions.boxes())
     kinds = known.kinds or ("crop",) * len(regions)
@@ -115,15 +152,15 @@ def _cut(
             )
     grounds = [i for i, kind in enumerate(kinds) if kind != "box"]
     rects = np.array([[*regions[i][0], *regions[i][1]] for i in grounds], np.float64).reshape(-1, 4)
-    pieces = [_piece(frame, regions[i], tables[i], None, rects[n : n + 1], factor, kinds[i] == "crop")
-              for n, i in enumerate(grounds)]  # fmt: skip
+    piece = partial(_piece, record=known.record, factor=factor, shelf=shelf)
+    pieces = [piece(regions[i], tables[i], None, rects[n : n + 1], kinds[i] == "crop") for n, i in enumerate(grounds)]
     single = [i for i, kind in enumerate(kinds) if kind == "box" and not _inside(regions[i], rects)]
     everything = [_seen_beyond(tables[i], regions[i], shape) for i in grounds] + [tables[i] for i in single]
     for n, i in enumerate(single):
         before = sum(map(len, everything[: len(grounds) + n]))
         own = np.arange(before, before + len(tables[i]))
         window = _around(regions[i], shape, factor, train)
-        pieces.append(_piece(frame, window, _joined(everything), own, rects, factor, False))
+        pieces.append(piece(window, _joined(everything), own, rects, False))
     return pieces
 
 
@@ -158,22 +195,17 @@ def _around(region: Box, shape: Sequence[int], factor: float, train: TrainConfig
 
 
 def _piece(
-    frame: NDArray[np.float32], window: Box, boxes: Boxes, own: NDArray[np.int64] | None,
-    rects: NDArray[np.float64], factor: float, whole: bool,
+    window: Box, boxes: Boxes, own: NDArray[np.int64] | None, known: NDArray[np.float64], whole: bool,
+    *, record: ImageRecord, factor: float, shelf: Shelf,
 ) -> Piece:  # fmt: skip
-    """Cut first and scale afterwards, so that no pixel beyond the window has any influence."""
+    """Boxes and known ground of the stored frame, moved into the piece."""
     (top, left), (bottom, right) = window
-    cut = torch.from_numpy(np.ascontiguousarray(frame[:, top:bottom, left:right]))
     size = (max(1, round((bottom - top) * factor)), max(1, round((right - left) * factor)))
-    image = resized(cut, size)
-    whole_numbers = image.round().clamp(0, 255)
-    if size != (bottom - top, right - left) or torch.equal(whole_numbers, image):
-        image = whole_numbers.to(torch.uint8)
     origin = np.array([top, left, top, left], np.float64)
     scale = np.array([size[0] / (bottom - top), size[1] / (right - left)] * 2)
     moved = Boxes((boxes.corners - origin) * scale, boxes.classes, boxes.status)
     rows = np.arange(len(boxes)) if own is None else own
-    return Piece(image, moved, rows, (rects - origin) * scale, whole)
+    return Piece(record, window, size, moved, rows, (known - origin) * scale, whole, shelf)
 
 
 @dataclass(frozen=True)
@@ -245,11 +277,10 @@ def _place(
     piece: Piece, row: int | None, patch: Sequence[int], scale: float, rng: np.random.Generator
 ) -> tuple[list[int], list[int]]:
     """First and last pixel of a window in a piece: anywhere, or so that it holds the middle of a box."""
-    size = piece.image.shape[1:]
     if piece.whole:
-        return [0, 0], list(size)
+        return [0, 0], list(piece.size)
     start, stop = [], []
-    for axis, n in enumerate(size):
+    for axis, n in enumerate(piece.size):
         side = min(n, max(1, round(patch[axis] / scale)))
         low, high = 0, n - side
         if row is not None:
@@ -264,7 +295,7 @@ def _sample(piece: Piece, start: Sequence[int], stop: Sequence[int], scale: floa
     """One window, scaled."""
     (top, left), (bottom, right) = start, stop
     size = max(1, round((bottom - top) * scale)), max(1, round((right - left) * scale))
-    image = resized(piece.image[:, top:bottom, left:right].float(), size)
+    image = resized(piece.pixels()[:, top:bottom, left:right].float(), size)
     origin = np.array([top, left, top, left], np.float64)
     factor = np.array([size[0] / (bottom - top), size[1] / (right - left)] * 2)
     window = (tuple(start), tuple(stop))

@@ -55,7 +55,7 @@ class Detection:
         in_channels: must be 3.
         device: where networks run.
         boxes_of: the truth of a test image.
-        seed: of blindly drawn candidates.
+        seed: of blindly drawn candidates, and of the groups drawn for the interval of a measurement.
         matching: offers carry each object's embedding (`ppal`); costs memory.
 
     Raises:
@@ -134,7 +134,7 @@ class Detection:
     def evaluate(self, model: object, records: Sequence[ImageRecord], *, hooks: Hooks) -> Measurement:
         """AP50 or AP on fully labelled frames."""
         fitted = _model(model)
-        board = Scoreboard(self._classes, self._task.metric, self._task.detection.max_boxes)
+        board = Scoreboard(self._classes, self._task.metric, self._task.detection.max_boxes, self._seed)
         plain = UncertaintyConfig(draws="ensemble" if fitted.card.role == "members" else "single")
         for i, record in enumerate(records):
             if hooks.stopping():
@@ -142,7 +142,7 @@ class Detection:
             truth = self._boxes_of(record)
             if truth is None:
                 raise DataError(f"{record.paths[0]} is a test image without boxes; annotate it, or move it to the pool")
-            board.add(self._predict(fitted, record, plain).found, truth)
+            board.add(record.group, self._predict(fitted, record, plain).found, truth)
             hooks.progress("evaluate", i + 1, len(records))
         return board.result()
 

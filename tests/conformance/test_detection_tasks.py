@@ -273,6 +273,7 @@ def test_learns_and_measures(stage: Stage, tmp_path: Path) -> None:
         figures.append(task.evaluate(model, stage.records, hooks=Hooks()))
     assert figures[1].value > max(0.5, figures[0].value)
     assert set(figures[1].per_class) == set(OBJECTS[1:])
+    assert set(figures[1].per_group) == {r.group for r in stage.records}
     assert {"ap", "ap50", "ap_small", "ap_medium", "ap_large"} <= figures[1].extra.keys()
 
 

@@ -154,6 +154,51 @@ def test_the_best_window_is_the_best_of_all(seed: int, stride: int, taken: bool)
     assert not len(sought) or float((sought.score * sought.extent).max()) <= best + 1e-5
 
 
+def combined(pred: FramePrediction, box: Box, combine: str, share: torch.Tensor) -> float:
+    """Worth of a window, of which the boxes' values have this share (1: in all; of a class: its part)."""
+    values = box_scores("predictive_entropy", pred.found, pred.difficulty)
+    rows = centres_in(pred, box)
+    if not rows:
+        return 0.0
+    whole = float(values[rows].mean() if combine == "mean" else values[rows].max())
+    return whole * float((values * share)[rows].sum() / values[rows].sum())
+
+
+@given(st.integers(0, 10**6), st.sampled_from(["mean", "max"]), st.sampled_from([1, 3]), st.booleans())
+@settings(max_examples=20, deadline=None)
+def test_windows_are_sought_by_the_combination_asked_for(seed: int, combine: str, stride: int, taken: bool) -> None:
+    """Each pick is the best of all windows that are still free, in all and for each class."""
+    pred = prediction(seed, 10)
+    blocked = Regions.of([((4, 8), (12, 20))] if taken else [], 2)
+    made = offers(pred, spec(combine=combine, stride=stride, per_image=2), blocked=blocked)
+    picks = list(made.regions.boxes())
+    parts = [torch.ones(10), *(pred.found.probs[:, 1:] / pred.found.probs[:, 1:].sum(1, keepdim=True)).T]
+    rows = {*range(0, SHAPE[0] - 8 + 1, stride), SHAPE[0] - 8}
+    columns = {*range(0, SHAPE[1] - 12 + 1, stride), SHAPE[1] - 12}
+    windows = Regions.of([((r, c), (r + 8, c + 12)) for r in rows for c in columns], 2)
+    free = windows[~windows.overlaps(blocked).any(1)]
+    for pick in picks[:2]:
+        best = max(combined(pred, box, combine, parts[0]) for box in free.boxes())
+        assert combined(pred, pick, combine, parts[0]) >= best - 1e-4
+        free = free[~free.overlaps(Regions.of([pick], 2)).any(1)]
+    free = windows[~windows.overlaps(blocked).any(1)]
+    for c in (1, 2):
+        best = max(combined(pred, box, combine, parts[c]) for box in free.boxes())
+        assert float((made.class_score[:, c] * made.extent).max()) >= best - 1e-4
+
+
+@pytest.mark.parametrize("combine", ["mean", "max"])
+def test_of_windows_with_an_equal_score_the_fuller_one_comes_first(combine: str) -> None:
+    pred = boxed([2.0, 2, 4, 4], [16.0, 20, 18, 22], [19.0, 26, 21, 28])  # all of one score; two share a window
+    first = next(offers(pred, spec(combine=combine)).regions.boxes())
+    assert centres_in(pred, first) == [1, 2]
+    bare = boxed()
+    bare.dense.fill_(0.1)
+    bare.dense[3, 6] = 0.9  # rows 12..16, columns 24..28: no box, so the dense map speaks
+    first = next(offers(bare, spec(combine=combine)).regions.boxes())
+    assert first[0][0] <= 12 and first[1][0] >= 16 and first[0][1] <= 24 and first[1][1] >= 28
+
+
 def test_each_class_has_windows_of_its_own() -> None:
     """Twenty surer boxes of class 1 on the left hide the one of class 2 from the sum, but not from its quota."""
     many = [[2.0 + 5 * (i % 4), 1.0 + 3 * (i // 4), 5.0 + 5 * (i % 4), 4.0 + 3 * (i // 4)] for i in range(20)]

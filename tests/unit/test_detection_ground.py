@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +10,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 from dal_dense.boxes import ABSENT, IGNORED, OBJECT, Boxes
 from dal_dense.config import DetectionConfig, TrainConfig
 from dal_dense.errors import DataError, Stopped
+from dal_dense.images import read_image
 from dal_dense.records import ImageRecord
 from dal_dense.regions import Box, Regions
+from dal_dense.tasks import detection_ground
 from dal_dense.tasks.base import Hooks, LabelledImage
 from dal_dense.tasks.detection_backend import Sample
-from dal_dense.tasks.detection_ground import Windows, gather
+from dal_dense.tasks.detection_ground import HELD, Windows, gather
+from dal_dense.tasks.shelf import Shelf
 
 SHAPE = (60, 80)
 
@@ -37,13 +42,14 @@ def windows(
     *,
     detection: DetectionConfig | None = None,
     seed: int = 0,
+    held: int = HELD,
     **train: object,
 ) -> Windows:
     settings = TrainConfig(**({"patch": (32, 32), "batch": 8, "intensity": 0.0, "scale": 0.0} | train))
     regions, kinds, tables = zip(*parts, strict=True)
     known = LabelledImage(record, Regions.of(regions, 2), tuple(t.table() for t in tables), kinds)
     detection = detection or DetectionConfig()
-    pieces = gather([known], detection=detection, train=settings, hooks=Hooks())
+    pieces = gather([known], detection=detection, train=settings, hooks=Hooks(), held=held)
     return Windows(pieces, settings, detection.min_visible, seed)
 
 
@@ -128,7 +134,7 @@ def test_frames_are_scaled_by_their_longer_side(tmp_path: Path) -> None:
     boxes = Boxes.of([(10.0, 20.0, 30.0, 60.0)], [1])
     source = windows(frame(tmp_path), [(((0, 0), SHAPE), "image", boxes)], detection=DetectionConfig(long_side=40))
     sample = source.batch(0)[0]
-    assert source.pieces[0].image.shape == (3, 30, 40)
+    assert source.pieces[0].pixels().shape == (3, 30, 40)
     assert sample.image.shape == (3, 30, 32)
     width, height = (sample.boxes[0, 2:] - sample.boxes[0, :2]).tolist()
     assert height == 10 and width <= 20
@@ -155,6 +161,69 @@ def test_batches_are_pure_and_augmented(tmp_path: Path) -> None:
     assert not all(torch.equal(a.image, b.image) for a, b in zip(one.batch(3), other.batch(3), strict=True))
     sizes = [tuple(s.image.shape[1:]) for i in range(4) for s in one.batch(i)]
     assert {min(s) for s in sizes} <= set(range(31, 34)) and all(s.image.max() <= 255 for s in one.batch(0))
+
+
+def grey_frame(root: Path) -> ImageRecord:
+    """Three grey files of 16 bits: no whole numbers on the scale of 0 to 255."""
+    rng = np.random.default_rng(0)
+    paths = tuple(root / f"{c}.png" for c in "rgb")
+    for path in paths:
+        Image.fromarray(rng.integers(0, 1 << 16, SHAPE).astype(np.uint16)).save(path)
+    return ImageRecord("grey", paths, root, "g", None, 2)
+
+
+@pytest.mark.parametrize("make", [frame, grey_frame])
+@pytest.mark.parametrize("long_side", [None, 40])
+def test_ground_that_memory_has_no_room_for_is_read_again_to_the_last_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], ImageRecord], long_side: int | None
+) -> None:
+    reads = 0
+
+    def counted(record: ImageRecord, **more: int) -> NDArray[np.float32]:
+        nonlocal reads
+        reads += 1
+        return read_image(record, **more)
+
+    monkeypatch.setattr(detection_ground, "read_image", counted)
+    left, right = (Boxes.of([box], [1]) for box in ((4.0, 6, 20, 22), (10.0, 50, 40, 70)))
+    single = Boxes.of([(44.0, 12.0, 58.0, 30.0)], [2])
+    parts = [
+        (((0, 0), (40, 40)), "crop", left),
+        (((0, 40), (60, 80)), "image", right),
+        (((44, 12), (58, 30)), "box", single),
+    ]
+    options = {"detection": DetectionConfig(long_side=long_side), "scale": 0.3, "intensity": 0.1, "patch": (16, 16)}
+    batches, counts, kept = [], [], []
+    for held in (HELD, 3000, 1):
+        reads = 0
+        source = windows(make(tmp_path), parts, held=held, **options)
+        batches.append([s for i in range(4) for s in source.batch(i)] + [source.plain(n) for n in range(3)])
+        counts.append(reads)
+        kept.append(source.pieces[0].shelf.nbytes)
+    assert counts[0] == 1 < counts[2] and counts[1] <= counts[2]
+    largest = max(piece.pixels().nbytes for piece in source.pieces)
+    assert kept[0] == sum(piece.pixels().nbytes for piece in source.pieces)
+    assert kept[1] <= max(3000, largest) and kept[2] <= largest
+    for other in batches[1:]:
+        for a, b in zip(batches[0], other, strict=True):
+            assert torch.equal(a.image, b.image) and torch.equal(a.boxes, b.boxes) and torch.equal(a.known, b.known)
+    exact = make is grey_frame and long_side is None
+    assert {piece.pixels().dtype for piece in source.pieces} == {torch.float32 if exact else torch.uint8}
+
+
+def test_what_was_used_least_lately_goes_from_the_shelf() -> None:
+    shelf, read = Shelf(20), []
+
+    def get(key: int, size: int = 8) -> None:
+        shelf.get(key, lambda: read.append(key) or torch.zeros(size, dtype=torch.uint8))  # type: ignore[func-returns-value]
+
+    for key in (1, 2, 1, 3, 1, 2):  # 3 makes 2 go, not 1
+        get(key)
+    assert read == [1, 2, 3, 2] and shelf.nbytes == 16
+    get(4, 30)
+    assert shelf.nbytes == 30  # more than there is room for: alone
+    get(4)
+    assert read[-1] == 4 and len(read) == 5
 
 
 @pytest.mark.parametrize(("side", "count"), [(32, 8), (16, 29), (8, 32)])

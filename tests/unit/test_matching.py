@@ -200,6 +200,48 @@ def test_candidates_are_the_best_that_four_budgets_buy() -> None:
     assert len(_candidates(Basket(dear, Budget(3.0)), offers.score.double())) == 4
 
 
+def crops(seed: int, images: int, each: int) -> Offers:
+    """Windows of 4 x 4 anywhere in frames of 12 x 12: most of them overlap others."""
+    n, gen = images * each, torch.Generator().manual_seed(seed)
+    start = torch.randint(0, 9, (n, 2), generator=gen)
+    offers = frames([[(1, 0.9, torch.randn(3, generator=gen).tolist())] for _ in range(n)])
+    return replace(
+        offers,
+        image=torch.arange(n) // each,
+        regions=Regions(start, start + 4),
+        kind=torch.full((n,), KINDS.index("crop"), dtype=torch.uint8),
+        score=torch.rand(n, generator=gen) / 16,
+        seconds=1 + 2 * torch.rand(n, generator=gen),
+        image_seconds=torch.full((n,), 2.0),
+    )
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=20, deadline=None)
+def test_candidates_are_of_different_ground_worth_four_budgets(seed: int) -> None:
+    offers = crops(seed, 6, 40)
+    value, budget = offers.score.double(), Budget(12.0, max_per_image=1)
+    basket = Basket(offers, budget)
+    price = basket.price.clone()
+    rows = _candidates(basket, value)
+    same = offers.image[:, None] == offers.image[None]
+    clash = offers.regions.overlaps(offers.regions) & same
+    clash.fill_diagonal_(False)
+    assert not clash[rows][:, rows].any()
+    seconds = float(offers.seconds[rows].sum()) + 2.0 * len(offers.image[rows].unique())  # an opening is paid once
+    assert 44 < seconds <= 48
+    assert int(torch.bincount(offers.image[rows]).max()) > 1  # the cap binds the choice, not the candidates
+    for row in (value > value[rows].min()).nonzero()[:, 0].tolist():  # whoever is left out lies on better ground
+        better = rows[value[rows] >= value[row]]
+        assert row in rows.tolist() or clash[row, better].any() or seconds + float(price[row]) > 48
+    assert torch.equal(basket.price, price) and basket.rows == [] and basket.budget == budget
+
+
+def test_neighbours_in_time_are_no_candidates_together() -> None:
+    offers = replace(frames([[(1, 0.9, EAST)]] * 4, score=[4.0, 3, 2, 1]), extra={"time": torch.arange(4.0).double()})
+    assert _candidates(Basket(offers, Budget(4.0, min_gap=2.0)), offers.score.double()).tolist() == [0, 2]
+
+
 def test_money_that_no_candidate_can_use_is_spent_by_score() -> None:
     offers = frames([[(1, 0.9, EAST)]] * 9, seconds=[4.0] * 6 + [1.0] * 3, score=[9.0, 8, 7, 6, 5, 4, 1, 3, 2])
     assert _candidates(Basket(offers, Budget(6.0)), offers.score.double()).tolist() == [0, 1, 2, 3, 4, 5]

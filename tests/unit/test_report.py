@@ -86,6 +86,28 @@ def test_page_is_one_file_with_the_runs_numbers(tmp_path: Path) -> None:
     assert "#20252b" not in text.split("</style>")[1]  # colours follow the reader's theme
 
 
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_detection_shows_ap_of_each_class_and_size_and_its_own_interval(tmp_path: Path, rounds: int) -> None:
+    page, _ = written(tmp_path, rounds=rounds, detection=True)
+    measured = Results.model_validate_json((tmp_path / "results.json").read_bytes()).rounds
+    first, last = measured[0], measured[-1]
+    rows = re.sub(r"\s+", " ", page.text)
+    for name, key in (("AP50, all", "ap50"), ("AP50, small", "ap50_small"), ("AP, medium", "ap_medium")):
+        end = last.extra[key]
+        start, change = ("–", "–") if rounds == 1 else (f"{first.extra[key]:.3f}", f"{end - first.extra[key]:+.3f}")
+        assert f"{name} objects {start}{end:.3f}{change}" in rows
+    assert "AP, large objects –––" in rows  # of which there is none
+    assert "AP50 of each class" in rows and "AP worked out anew for each drawing" in rows
+    assert "centred on the curve" not in rows and "mean over 12 groups" not in rows
+    assert f"12 groups (95%: {last.interval.low:.3f}–{last.interval.high:.3f})" in rows
+
+
+def test_segmentation_has_no_sizes(tmp_path: Path) -> None:
+    page, _ = written(tmp_path, rounds=2)
+    assert "By size of the object" not in page.text and "centred on the curve" in page.text
+    assert "mean over 12 groups" in page.text
+
+
 def test_ids_are_unique_across_figures(tmp_path: Path) -> None:
     _, text = written(tmp_path, rounds=3)
     ids = re.findall(r'\bid="([^"]*)"', text)

@@ -102,6 +102,18 @@ def test_bootstrap_covers_the_mean_and_matches_theory() -> None:
     assert bootstrap([0.5], seed=1) is None
 
 
+def test_an_interval_that_the_task_has_drawn_itself_is_kept(tmp_path: Path) -> None:
+    """AP is no mean over groups: nothing is drawn again here, and the bar is not centred on another figure."""
+    fake_run(tmp_path, rounds=2, size=2, regions=3, detection=True)
+    for r in read(tmp_path).rounds:
+        assert r.metric is not None and r.interval is not None and len(r.per_group) == 12
+        assert (r.interval.low, r.interval.mean, r.interval.high) == pytest.approx(
+            (r.metric - 0.07, r.metric, r.metric + 0.02)
+        )
+        assert r.interval.groups == 12
+        assert {"ap", "ap50", "ap_small", "ap50_small", "ap_medium", "ap_large"} <= r.extra.keys()
+
+
 def test_finite() -> None:
     assert finite({"a": 1.0, "b": math.nan, "c": math.inf}) == {"a": 1.0, "b": None, "c": None}
 
