@@ -47,16 +47,29 @@ def network_of_file(path: Path, detection: DetectionConfig, classes: int) -> nn.
     Raises:
         ConfigError: if the file is missing or cannot be used.
     """
+    make = _of_lazy if _is_lazy(path) else _of_yaml
+    return make(path, detection, classes - 1)
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The files that a user's config is made of: those that `_BASE_` names in yaml, lowest first, and itself.
+
+    Raises:
+        ConfigError: if one is missing, or cannot be read as plain yaml.
+    """
+    return (path,) if _is_lazy(path) else tuple(file for file, _ in _layers(path))
+
+
+def _is_lazy(path: Path) -> bool:
+    """A LazyConfig, or else yaml."""
     if not path.is_file():
         raise ConfigError(f"task.detection.config_file: {path} is not there; correct the path, or use null")
-    if path.suffix == ".py":
-        return _of_lazy(path, detection, classes - 1)
-    if path.suffix in (".yaml", ".yml"):
-        return _of_yaml(path, detection, classes - 1)
-    raise ConfigError(
-        f"task.detection.config_file: {path.name} ends in {path.suffix or 'nothing'}; "
-        "expected .yaml (CfgNode) or .py (LazyConfig)"
-    )
+    if path.suffix not in (".py", ".yaml", ".yml"):
+        raise ConfigError(
+            f"task.detection.config_file: {path.name} ends in {path.suffix or 'nothing'}; "
+            "expected .yaml (CfgNode) or .py (LazyConfig)"
+        )
+    return path.suffix == ".py"
 
 
 def _of_yaml(path: Path, detection: DetectionConfig, objects: int) -> nn.Module:
@@ -145,8 +158,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A config with the files that `_BASE_` names under it; none of it is run.
 
     Raises:
-        ConfigError: if a file is missing, is no mapping, or wants to run code.
+        ConfigError: if a file is missing, is no mapping, names itself as its base, or wants to run code.
     """
+    whole: dict[str, Any] = {}
+    for _, found in _layers(path):
+        _merge(found, whole)
+    return whole
+
+
+def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[Path, dict[str, Any]]]:
+    """Each file and what it says itself, the lowest base first."""
+    if path.resolve() in above:
+        raise ConfigError(f"task.detection.config_file: {path} is its own _BASE_; take it out there")
     try:
         with path.open(encoding="utf-8") as file:
             found = yaml.load(file, _Loader)
@@ -155,11 +178,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError(f"task.detection.config_file: {path} holds no settings; a Detectron2 config was expected")
     bases = found.pop("_BASE_", [])
-    whole: dict[str, Any] = {}
+    layers: list[tuple[Path, dict[str, Any]]] = []
     for base in [bases] if isinstance(bases, str) else bases:
-        _merge(read_yaml(path.parent / Path(base).expanduser()), whole)
-    _merge(found, whole)
-    return whole
+        layers += _layers(path.parent / Path(base).expanduser(), (*above, path.resolve()))
+    return [*layers, (path, found)]
 
 
 def _merge(above: dict[str, Any], below: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import warnings
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 
 from dal_dense.config import DetectionConfig, NetworkConfig, TaskConfig
 from dal_dense.errors import ConfigError, MissingPackageError
@@ -96,7 +97,10 @@ def backend(task: TaskConfig, classes: int) -> Backend:
     """
     check_settings(task)
     require_detectron2()
-    return Backend(partial(make_detector, task.network, task.detection, classes), PREFIXES)
+    files: tuple[Path, ...] = ()
+    if task.detection.config_file is not None:
+        files = import_module("dal_dense.tasks.detectron2_configs").files_of(Path(task.detection.config_file))
+    return Backend(partial(make_detector, task.network, task.detection, classes), PREFIXES, files)
 
 
 Detectron2Detection = partial(Detection, backend=backend)

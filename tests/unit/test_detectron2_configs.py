@@ -4,10 +4,13 @@ import pytest
 import torch
 from detectron2_toys import NEEDS, picture, window
 from safetensors.torch import save_file
+from toy_frames import FRAME, OBJECTS, labelled, toy_frame
 
-from dal_dense.config import DetectionConfig, NetworkConfig
+from dal_dense.config import DetectionConfig, NetworkConfig, QueryConfig, TaskConfig, TrainConfig, UncertaintyConfig
+from dal_dense.costs import PRESETS
 from dal_dense.errors import ConfigError
-from dal_dense.tasks.detectron2_detection import PREFIXES, make_detector
+from dal_dense.tasks.base import Hooks
+from dal_dense.tasks.detectron2_detection import PREFIXES, Detectron2Detection, make_detector
 from dal_dense.tasks.weights import read_foreign, take_matching
 
 pytestmark = NEEDS
@@ -194,6 +197,42 @@ def test_wrong_files_are_told(folder):
         built(folder / "fcos.py")
     with pytest.raises(ConfigError, match=r"3 sizes, but base\.yaml has 5 levels"):
         built(folder / "base.yaml", anchor_sizes=(8, 16, 32))
+
+
+def test_a_fit_is_of_its_config_and_of_all_that_lies_under_it(folder):
+    """A file under `_BASE_` of `_BASE_` is changed: the fit is begun anew, and not before."""
+    from dal_dense.tasks.detectron2_configs import files_of
+
+    (folder / "mine.yaml").write_text("_BASE_: rcnn.yaml\n")
+    assert [p.name for p in files_of(folder / "mine.yaml")] == ["base.yaml", "rcnn.yaml", "mine.yaml"]
+    record, truth = toy_frame(folder, "img", 0)
+    known = labelled(record, truth, [((0, 0), FRAME)], ("image",))
+
+    def steps():
+        task = Detectron2Detection(
+            task=TaskConfig(
+                name="detectron2_detection",
+                network=NetworkConfig(name="faster_rcnn"),
+                detection=DetectionConfig(config_file=str(folder / "mine.yaml")),
+                train=TrainConfig(iterations=1, batch=1, patch=(64, 64)),
+            ),
+            uncertainty=UncertaintyConfig(),
+            query=QueryConfig(sizes=((24, 32),)),
+            costs=PRESETS["box_clicks"],
+            classes=OBJECTS,
+            ndim=2,
+            in_channels=3,
+            device=torch.device("cpu"),
+            boxes_of=lambda record: None,
+        )
+        calls = []
+        hooks = Hooks(lambda what, done, total: calls.append(what))
+        task.fit([known], seed=0, out=folder / "fit", previous=None, hooks=hooks)
+        return calls.count("fit")
+
+    assert [steps(), steps()] == [1, 0]
+    (folder / "base.yaml").write_text(BASE.replace("DEPTH: 18", "DEPTH: 34"))
+    assert [steps(), steps()] == [1, 0]
 
 
 def test_weights_of_other_classes_fit_but_for_the_last_layer(folder):
