@@ -106,7 +106,7 @@ def _of_lazy(path: Path, detection: DetectionConfig, objects: int) -> nn.Module:
         raise ConfigError(f"task.detection.config_file: {path} defines no `model`; it should be a LazyConfig with one")
     model = loaded.model
     two_stage = "roi_heads" in model
-    if not two_stage and "anchor_generator" not in model:
+    if not two_stage and not ("head" in model and "num_classes" in model):
         target = model.get("_target_", "no target")
         raise unsuited(path, getattr(target, "__name__", str(target)))
     if two_stage:
@@ -118,11 +118,14 @@ def _of_lazy(path: Path, detection: DetectionConfig, objects: int) -> nn.Module:
             heads.box_predictor.num_classes = objects
             heads.box_predictor.use_fed_loss = False
     else:
-        model.num_classes = objects
-        if "head" in model:
-            model.head.num_classes = objects
+        model.num_classes = model.head.num_classes = objects
     if detection.anchor_sizes != DetectionConfig().anchor_sizes:
-        anchors = (model.proposal_generator if two_stage else model).anchor_generator
+        anchors = (model.proposal_generator if two_stage else model).get("anchor_generator")
+        if anchors is None:
+            raise ConfigError(
+                f"task.detection.anchor_sizes: the network of {path.name} has points and no anchors, and its levels "
+                "are the file's own; leave the setting out"
+            )
         anchors.sizes = _sizes(detection.anchor_sizes, len(anchors.strides), anchors.sizes, path)
     network: nn.Module = instantiate(model)
     return network
@@ -143,10 +146,11 @@ def _sizes(ours: tuple[float, ...], levels: int, theirs: Any, path: Path) -> lis
 
 def unsuited(path: Path | str, found: str) -> ConfigError:
     """The file describes something else."""
-    remedy = "take retinanet, or set task.name to torchvision_detection, which has fcos"
+    yaml_of_fcos = found == "FCOS" and Path(path).suffix != ".py"
+    remedy = "Detectron2 knows FCOS as a LazyConfig (.py) only, so write one" if yaml_of_fcos else "choose such a file"
     return ConfigError(
-        f"task.detection.config_file: {path} describes {found}, expected GeneralizedRCNN with StandardROIHeads or "
-        f"RetinaNet; {remedy if 'FCOS' in found else 'choose such a file, or leave it out'}"
+        f"task.detection.config_file: {path} describes {found}, expected GeneralizedRCNN with StandardROIHeads, "
+        f"RetinaNet or FCOS, each with its own head; {remedy}, or leave it out"
     )
 
 

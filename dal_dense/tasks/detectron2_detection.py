@@ -1,4 +1,4 @@
-"""Detection by Detectron2: GeneralizedRCNN and RetinaNet behind the shared detection task.
+"""Detection by Detectron2: GeneralizedRCNN, RetinaNet and FCOS behind the shared detection task.
 
 networks   detectron2_networks   Detectron2's parts, put together by the settings
 configs    detectron2_configs    a user's own yaml or LazyConfig
@@ -63,14 +63,9 @@ def check_settings(task: TaskConfig) -> None:
     Raises:
         ConfigError: for a network that Detectron2 does not have here, or pickled weights.
     """
-    if task.network.name == "fcos":
+    if task.network.name not in ("faster_rcnn", "retinanet", "fcos"):
         raise ConfigError(
-            "task.network.name: fcos has no Detectron2 adapter here; take retinanet, "
-            "or set task.name to torchvision_detection, which has fcos"
-        )
-    if task.network.name not in ("faster_rcnn", "retinanet"):
-        raise ConfigError(
-            f"task.network.name: {task.network.name} is no detector of Detectron2; take faster_rcnn or retinanet"
+            f"task.network.name: {task.network.name} is no detector of Detectron2; take faster_rcnn, retinanet or fcos"
         )
     weights = task.detection.weights
     if weights is not None and weights.endswith((".pkl", ".pickle")):
