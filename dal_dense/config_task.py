@@ -36,7 +36,7 @@ class NetworkConfig(Settings):
     """The network and its size."""
 
     name: Literal["unet", "dynunet", "segresnet", "faster_rcnn", "retinanet", "fcos"] = Field(
-        default="unet", description="monai_segmentation: the first three; detection: the last three (Detectron2: two)"
+        default="unet", description="monai_segmentation: the first three; detection: the last three"
     )
     channels: tuple[int, ...] = Field(
         default=(16, 32, 64), description="segmentation: features a level, finest first", min_length=2

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
@@ -116,7 +117,9 @@ class Backend:
     Attributes:
         make_detector: a fresh network, weights from the global generator.
         prefixes: under which the tensors of `task.detection.weights` may belong.
+        files: of the user's that decide what the network is; a fit is of their content.
     """
 
     make_detector: Callable[[], Detector]
     prefixes: tuple[str, ...]
+    files: tuple[Path, ...] = ()

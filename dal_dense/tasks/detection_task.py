@@ -81,6 +81,7 @@ class Detection:
         _check(task, uncertainty, classes, ndim, in_channels)
         made = backend(task, len(classes))
         self._make, self._prefixes = made.make_detector, made.prefixes
+        self._files = made.files
         self._task, self._uncertainty, self._query, self._costs = task, uncertainty, query, costs
         self._classes, self._device, self._boxes_of, self._seed = tuple(classes), device, boxes_of, seed
         self._matching = matching
@@ -202,9 +203,9 @@ class Detection:
         )
         total.update(task.encode())
         total.update(self._uncertainty.model_dump_json(include={"draws", "count"}).encode())
-        for file in (self._task.detection.weights, self._task.detection.config_file):
-            if file is not None:
-                total.update(sha256_of(Path(file)).encode())
+        weights = self._task.detection.weights
+        for file in (*([] if weights is None else [Path(weights)]), *self._files):
+            total.update(sha256_of(file).encode())
         if previous is not None and self._task.train.start != "scratch":
             total.update(folder_sha256(previous).encode())
         for known in labelled:

@@ -47,16 +47,29 @@ def network_of_file(path: Path, detection: DetectionConfig, classes: int) -> nn.
     Raises:
         ConfigError: if the file is missing or cannot be used.
     """
+    make = _of_lazy if _is_lazy(path) else _of_yaml
+    return make(path, detection, classes - 1)
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The files that a user's config is made of: those that `_BASE_` names in yaml, lowest first, and itself.
+
+    Raises:
+        ConfigError: if one is missing, or cannot be read as plain yaml.
+    """
+    return (path,) if _is_lazy(path) else tuple(file for file, _ in _layers(path))
+
+
+def _is_lazy(path: Path) -> bool:
+    """A LazyConfig, or else yaml."""
     if not path.is_file():
         raise ConfigError(f"task.detection.config_file: {path} is not there; correct the path, or use null")
-    if path.suffix == ".py":
-        return _of_lazy(path, detection, classes - 1)
-    if path.suffix in (".yaml", ".yml"):
-        return _of_yaml(path, detection, classes - 1)
-    raise ConfigError(
-        f"task.detection.config_file: {path.name} ends in {path.suffix or 'nothing'}; "
-        "expected .yaml (CfgNode) or .py (LazyConfig)"
-    )
+    if path.suffix not in (".py", ".yaml", ".yml"):
+        raise ConfigError(
+            f"task.detection.config_file: {path.name} ends in {path.suffix or 'nothing'}; "
+            "expected .yaml (CfgNode) or .py (LazyConfig)"
+        )
+    return path.suffix == ".py"
 
 
 def _of_yaml(path: Path, detection: DetectionConfig, objects: int) -> nn.Module:
@@ -93,7 +106,7 @@ def _of_lazy(path: Path, detection: DetectionConfig, objects: int) -> nn.Module:
         raise ConfigError(f"task.detection.config_file: {path} defines no `model`; it should be a LazyConfig with one")
     model = loaded.model
     two_stage = "roi_heads" in model
-    if not two_stage and "anchor_generator" not in model:
+    if not two_stage and not ("head" in model and "num_classes" in model):
         target = model.get("_target_", "no target")
         raise unsuited(path, getattr(target, "__name__", str(target)))
     if two_stage:
@@ -105,11 +118,14 @@ def _of_lazy(path: Path, detection: DetectionConfig, objects: int) -> nn.Module:
             heads.box_predictor.num_classes = objects
             heads.box_predictor.use_fed_loss = False
     else:
-        model.num_classes = objects
-        if "head" in model:
-            model.head.num_classes = objects
+        model.num_classes = model.head.num_classes = objects
     if detection.anchor_sizes != DetectionConfig().anchor_sizes:
-        anchors = (model.proposal_generator if two_stage else model).anchor_generator
+        anchors = (model.proposal_generator if two_stage else model).get("anchor_generator")
+        if anchors is None:
+            raise ConfigError(
+                f"task.detection.anchor_sizes: the network of {path.name} has points and no anchors, and its levels "
+                "are the file's own; leave the setting out"
+            )
         anchors.sizes = _sizes(detection.anchor_sizes, len(anchors.strides), anchors.sizes, path)
     network: nn.Module = instantiate(model)
     return network
@@ -130,10 +146,11 @@ def _sizes(ours: tuple[float, ...], levels: int, theirs: Any, path: Path) -> lis
 
 def unsuited(path: Path | str, found: str) -> ConfigError:
     """The file describes something else."""
-    remedy = "take retinanet, or set task.name to torchvision_detection, which has fcos"
+    yaml_of_fcos = found == "FCOS" and Path(path).suffix != ".py"
+    remedy = "Detectron2 knows FCOS as a LazyConfig (.py) only, so write one" if yaml_of_fcos else "choose such a file"
     return ConfigError(
-        f"task.detection.config_file: {path} describes {found}, expected GeneralizedRCNN with StandardROIHeads or "
-        f"RetinaNet; {remedy if 'FCOS' in found else 'choose such a file, or leave it out'}"
+        f"task.detection.config_file: {path} describes {found}, expected GeneralizedRCNN with StandardROIHeads, "
+        f"RetinaNet or FCOS, each with its own head; {remedy}, or leave it out"
     )
 
 
@@ -145,8 +162,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A config with the files that `_BASE_` names under it; none of it is run.
 
     Raises:
-        ConfigError: if a file is missing, is no mapping, or wants to run code.
+        ConfigError: if a file is missing, is no mapping, names itself as its base, or wants to run code.
     """
+    whole: dict[str, Any] = {}
+    for _, found in _layers(path):
+        _merge(found, whole)
+    return whole
+
+
+def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[Path, dict[str, Any]]]:
+    """Each file and what it says itself, the lowest base first."""
+    if path.resolve() in above:
+        raise ConfigError(f"task.detection.config_file: {path} is its own _BASE_; take it out there")
     try:
         with path.open(encoding="utf-8") as file:
             found = yaml.load(file, _Loader)
@@ -155,11 +182,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError(f"task.detection.config_file: {path} holds no settings; a Detectron2 config was expected")
     bases = found.pop("_BASE_", [])
-    whole: dict[str, Any] = {}
+    layers: list[tuple[Path, dict[str, Any]]] = []
     for base in [bases] if isinstance(bases, str) else bases:
-        _merge(read_yaml(path.parent / Path(base).expanduser()), whole)
-    _merge(found, whole)
-    return whole
+        layers += _layers(path.parent / Path(base).expanduser(), (*above, path.resolve()))
+    return [*layers, (path, found)]
 
 
 def _merge(above: dict[str, Any], below: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Detection by Detectron2: GeneralizedRCNN and RetinaNet behind the shared detection task.
+"""Detection by Detectron2: GeneralizedRCNN, RetinaNet and FCOS behind the shared detection task.
 
 networks   detectron2_networks   Detectron2's parts, put together by the settings
 configs    detectron2_configs    a user's own yaml or LazyConfig
@@ -14,6 +14,7 @@ from __future__ import annotations
 import warnings
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 
 from dal_dense.config import DetectionConfig, NetworkConfig, TaskConfig
 from dal_dense.errors import ConfigError, MissingPackageError
@@ -62,14 +63,9 @@ def check_settings(task: TaskConfig) -> None:
     Raises:
         ConfigError: for a network that Detectron2 does not have here, or pickled weights.
     """
-    if task.network.name == "fcos":
+    if task.network.name not in ("faster_rcnn", "retinanet", "fcos"):
         raise ConfigError(
-            "task.network.name: fcos has no Detectron2 adapter here; take retinanet, "
-            "or set task.name to torchvision_detection, which has fcos"
-        )
-    if task.network.name not in ("faster_rcnn", "retinanet"):
-        raise ConfigError(
-            f"task.network.name: {task.network.name} is no detector of Detectron2; take faster_rcnn or retinanet"
+            f"task.network.name: {task.network.name} is no detector of Detectron2; take faster_rcnn, retinanet or fcos"
         )
     weights = task.detection.weights
     if weights is not None and weights.endswith((".pkl", ".pickle")):
@@ -96,7 +92,10 @@ def backend(task: TaskConfig, classes: int) -> Backend:
     """
     check_settings(task)
     require_detectron2()
-    return Backend(partial(make_detector, task.network, task.detection, classes), PREFIXES)
+    files: tuple[Path, ...] = ()
+    if task.detection.config_file is not None:
+        files = import_module("dal_dense.tasks.detectron2_configs").files_of(Path(task.detection.config_file))
+    return Backend(partial(make_detector, task.network, task.detection, classes), PREFIXES, files)
 
 
 Detectron2Detection = partial(Detection, backend=backend)

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 from detectron2.layers import FrozenBatchNorm2d
-from detectron2.modeling import GeneralizedRCNN, RetinaNet
+from detectron2.modeling import FCOS, GeneralizedRCNN, RetinaNet
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.meta_arch.fcos import FCOSHead
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
@@ -35,7 +36,10 @@ from dal_dense.tasks.detectron2_networks import network_of_settings
 from dal_dense.tasks.detectron2_partial import teach_partly
 
 FORMATS = {"RGB": [0, 1, 2], "BGR": [2, 1, 0], None: [2, 1, 0]}
-"""Order of channels that a model was made for; Detectron2's default is BGR."""
+"""Order of channels that a model was made for; Detectron2's default is BGR, and FCOS does not say."""
+
+ONE_STAGE = {"retinanet": (RetinaNet, RetinaNetHead), "fcos": (FCOS, FCOSHead)}
+"""Networks whose rows are anchors or points, and the head that each must have."""
 
 
 class Detectron2Detector:
@@ -65,7 +69,7 @@ class Detectron2Detector:
         _keep_precise(model)
         _drop_before_last_layer(model, network.dropout)
         self._module: Any = model
-        self._channels = FORMATS[model.input_format]  # type: ignore[index]
+        self._channels = FORMATS[_input_format(model)]
 
     @property
     def module(self) -> nn.Module:
@@ -88,9 +92,9 @@ class Detectron2Detector:
         model = self._module.eval()
         image = image[self._channels].to(model.device)
         with _quiet():
-            if isinstance(model, RetinaNet):
-                return rows_of.retina_look(model, image, like, flip)  # type: ignore[arg-type]
-            return rows_of.rcnn_look(model, image, like, flip)  # type: ignore[arg-type]
+            if isinstance(model, GeneralizedRCNN):
+                return rows_of.rcnn_look(model, image, like, flip)  # type: ignore[arg-type]
+            return rows_of.one_stage_look(model, image, like, flip)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def rows(self, look: Look, *, dropout: int | None = None) -> Rows:
@@ -98,8 +102,8 @@ class Detectron2Detector:
         model = self._module.eval()
         if isinstance(look, rows_of.RcnnLook):
             return rows_of.rcnn_rows(model, look, self._dropout, dropout)
-        if isinstance(look, rows_of.RetinaLook):
-            return rows_of.retina_rows(model, look, self._dropout, dropout)
+        if isinstance(look, rows_of.OneStageLook):
+            return rows_of.one_stage_rows(model, look, self._dropout, dropout)
         raise TypeError(f"expected a look of Detectron2's, got {type(look).__name__}")
 
 
@@ -119,27 +123,32 @@ def _instances(sample: Sample) -> Instances:
     return found
 
 
+def _input_format(model: nn.Module) -> Any:
+    return getattr(model, "input_format", None)
+
+
 def _suits(model: nn.Module, name: str, file: str) -> None:
     """Can this model give rows, and does it teach partly labelled windows rightly?"""
+    own = next((each for each, (kind, _) in ONE_STAGE.items() if isinstance(model, kind)), "faster_rcnn")
     if isinstance(model, GeneralizedRCNN):
         rpn, heads = model.proposal_generator, model.roi_heads
         plain = isinstance(heads, StandardROIHeads) and not isinstance(heads, CascadeROIHeads)
         if not plain or not isinstance(rpn, RPN) or not isinstance(rpn.anchor_generator, DefaultAnchorGenerator):
             raise unsuited(file, f"GeneralizedRCNN with {type(rpn).__name__} and {type(heads).__name__}")
-    elif isinstance(model, RetinaNet):
-        if not isinstance(model.head, RetinaNetHead) or not isinstance(model.anchor_generator, DefaultAnchorGenerator):
-            raise unsuited(file, f"RetinaNet with {type(model.head).__name__}")
+    elif own in ONE_STAGE:
+        kind, head = ONE_STAGE[own]
+        if not isinstance(model.head, head) or not isinstance(model.anchor_generator, DefaultAnchorGenerator):
+            raise unsuited(file, f"{kind.__name__} with {type(model.head).__name__}")
     else:
         raise unsuited(file, type(model).__name__)
-    own = "retinanet" if isinstance(model, RetinaNet) else "faster_rcnn"
     if name != own:
         raise ConfigError(
             f"task.network.name: {name}, but task.detection.config_file {file} describes {type(model).__name__}; "
             f"write {own}"
         )
-    if model.input_format not in FORMATS:
+    if _input_format(model) not in FORMATS:
         raise ConfigError(
-            f"task.detection.config_file: {file} has the input format {model.input_format}; expected RGB or BGR"
+            f"task.detection.config_file: {file} has the input format {_input_format(model)}; expected RGB or BGR"
         )
 
 
@@ -165,7 +174,7 @@ def _of_one_process(module: nn.Module) -> nn.Module:
 
 def _set_thresholds(model: Any, detection: DetectionConfig) -> None:
     """The model's own `inference` then finds what ours finds."""
-    if isinstance(model, RetinaNet):
+    if not isinstance(model, GeneralizedRCNN):
         model.test_score_thresh, model.test_nms_thresh = detection.min_score, detection.nms_iou
         model.max_detections_per_image = detection.max_boxes
         return
@@ -176,9 +185,8 @@ def _set_thresholds(model: Any, detection: DetectionConfig) -> None:
 
 def _keep_precise(model: Any) -> None:
     """Features, scores and deltas in float32: in bfloat16 a pooled box would be off by pixels."""
-    heads = [model.head] if isinstance(model, RetinaNet) else [
-        model.proposal_generator.rpn_head, model.roi_heads.box_predictor
-    ]  # fmt: skip
+    two_stage = isinstance(model, GeneralizedRCNN)
+    heads = [model.proposal_generator.rpn_head, model.roi_heads.box_predictor] if two_stage else [model.head]
     for part in (model.backbone, *heads):
         part.register_forward_hook(_as_float)
 

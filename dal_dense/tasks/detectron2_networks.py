@@ -1,4 +1,4 @@
-"""Faster R-CNN with a feature pyramid and RetinaNet from the settings, of Detectron2's own parts.
+"""Faster R-CNN with a feature pyramid, RetinaNet and FCOS from the settings, of Detectron2's own parts.
 
 Sizes follow `torchvision_networks`, so that one config makes like networks of both frameworks:
 one pyramid level an anchor size, finest first; `tiny` is a residual trunk for small frames and CPUs.
@@ -11,13 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
-from detectron2.modeling import FPN, GeneralizedRCNN, ResNet, RetinaNet
+from detectron2.modeling import FCOS, FPN, GeneralizedRCNN, ResNet, RetinaNet
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.backbone import BasicStem
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from detectron2.modeling.backbone.resnet import BasicBlock
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.meta_arch.fcos import FCOSHead
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator import RPN, StandardRPNHead
@@ -28,7 +29,7 @@ from dal_dense.config import DetectionConfig, NetworkConfig
 from dal_dense.errors import ConfigError
 
 CANDIDATES = 300
-"""Rows of an image: proposals of Faster R-CNN, or anchors a level of RetinaNet."""
+"""Rows of an image: proposals of Faster R-CNN, or anchors a level of the others."""
 
 PIXELS: dict[str, Any] = {
     "pixel_mean": (123.675, 116.28, 103.53),
@@ -59,7 +60,7 @@ def network_of_settings(network: NetworkConfig, detection: DetectionConfig, clas
         ConfigError: if the settings cannot be built.
     """
     first = 2 if network.name == "faster_rcnn" else first_level(detection.anchor_sizes)
-    make = _faster_rcnn if network.name == "faster_rcnn" else _retinanet
+    make = {"faster_rcnn": _faster_rcnn, "retinanet": _retinanet, "fcos": _fcos}[network.name]
     return make(_pyramid(detection, first), detection, classes - 1)
 
 
@@ -68,9 +69,13 @@ def first_level(sizes: tuple[float, ...]) -> int:
     return min(4, max(2, round(math.log2(sizes[0] / 4))))
 
 
+def _group(channels: int) -> nn.Module:
+    return nn.GroupNorm(math.gcd(32, channels // 4), channels)
+
+
 def _norm(detection: DetectionConfig) -> Norm:
     if detection.norm == "group":
-        return lambda channels: nn.GroupNorm(math.gcd(32, channels // 4), channels)
+        return _group
     if detection.norm == "batch":
         return nn.BatchNorm2d
     if detection.weights is None:
@@ -184,17 +189,15 @@ def _retinanet(pyramid: Any, detection: DetectionConfig, objects: int) -> nn.Mod
     """Lin et al. 2017 (focal loss)."""
     shapes = list(pyramid.output_shape().values())
     width = shapes[0].channels
-    scratch = detection.norm != "frozen"
     head = RetinaNetHead(
         input_shape=shapes,
         num_classes=objects,
         num_anchors=len(RATIOS) * OCTAVES,
         conv_dims=[width] * (2 if detection.backbone == "tiny" else 4),
-        norm={"group": _norm(detection), "batch": "BN", "frozen": ""}[detection.norm],
+        norm={"group": _group, "batch": "BN", "frozen": ""}[detection.norm],
     )
-    for layer in (*head.cls_subnet, *head.bbox_subnet):
-        if scratch and isinstance(layer, nn.Conv2d):  # the stock deviation of 0.01 is for trained trunks
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    if detection.norm != "frozen":
+        _init_towers(head)
     network: nn.Module = RetinaNet(
         backbone=pyramid,
         head=head,
@@ -207,3 +210,35 @@ def _retinanet(pyramid: Any, detection: DetectionConfig, objects: int) -> nn.Mod
         **PIXELS,
     )
     return network
+
+
+def _fcos(pyramid: Any, detection: DetectionConfig, objects: int) -> nn.Module:
+    """Tian et al. 2019. Points, so of the anchor sizes only the number and the smallest count."""
+    shapes = list(pyramid.output_shape().values())
+    width = shapes[0].channels
+    head = FCOSHead(
+        input_shape=shapes,
+        num_classes=objects,
+        conv_dims=[width] * (2 if detection.backbone == "tiny" else 4),
+        norm="BN" if detection.norm == "batch" else _group,  # its towers are normalised over any trunk
+    )
+    _init_towers(head)
+    network: Any = FCOS(
+        backbone=pyramid,
+        head=head,
+        head_in_features=list(pyramid.output_shape()),
+        num_classes=objects,
+        test_topk_candidates=CANDIDATES,
+        pixel_mean=PIXELS["pixel_mean"],
+        pixel_std=PIXELS["pixel_std"],
+    )
+    network.input_format = PIXELS["input_format"]  # which FCOS does not ask for
+    module: nn.Module = network
+    return module
+
+
+def _init_towers(head: RetinaNetHead) -> None:
+    """Normalised towers start at full variance; the stock deviation of 0.01 is for trained trunks."""
+    for layer in (*head.cls_subnet, *head.bbox_subnet):
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")

@@ -7,31 +7,35 @@ program stay as they are:
 RPN         its matcher answers -1 for anchors that may not be background, before anchors are sampled
 RoI heads   proposals that are neither positives nor may be background are dropped before sampling
 RetinaNet   labels of anchors that may not be background become -1
+FCOS        likewise of points; its loss knows no -1, so such points answer a sure no, which costs nothing
 
 Two more things change on the way. An object that overlaps no anchor is matched with none: Detectron2's
-own matcher would then call every anchor that overlaps nothing a positive. RetinaNet divides its losses by
-the positives of the batch at hand, not by a running mean, which is no part of the weights and would be lost
-when a fit is resumed.
+own matcher would then call every anchor that overlaps nothing a positive. RetinaNet and FCOS divide their
+losses by the positives of the batch at hand, not by a running mean, which is no part of the weights and
+would be lost when a fit is resumed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from detectron2.modeling import RetinaNet
-from detectron2.structures import Boxes, pairwise_iou
+from detectron2.modeling import FCOS, RetinaNet
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from jaxtyping import Float
 from torch import Tensor
 
 from dal_dense.tasks.detection_backend import Sample
-from dal_dense.tasks.detection_partial import may_be_background
+from dal_dense.tasks.detection_partial import may_be_background, points_known
 
 POSITIVE, BACKGROUND, IGNORED = 1, 0, -1
 """A matcher's answers."""
+
+SURE_NO = -1e4
+"""A logit whose focal loss as background is exactly 0."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,13 @@ def teach_partly(model: Any) -> Teaching:
     teaching = Teaching()
     if isinstance(model, RetinaNet):
         model.anchor_matcher = KnownGroundMatcher(model.anchor_matcher)
-        model.label_anchors = partial(_label_anchors, model.num_classes, model.label_anchors, teaching)
+        model.label_anchors = partial(_label, model.num_classes, model.label_anchors, _allowed_anchors, teaching)
+        model._ema_update = _of_this_batch
+        return teaching
+    if isinstance(model, FCOS):
+        allowed = partial(_allowed_points, model.num_classes, model.label_anchors)
+        model.label_anchors = partial(_label, model.num_classes, model.label_anchors, allowed, teaching)
+        model.losses = partial(_losses_of_points, model.num_classes, model.losses)
         model._ema_update = _of_this_batch
         return teaching
     rpn, heads = model.proposal_generator, model.roi_heads
@@ -101,15 +111,53 @@ def teach_partly(model: Any) -> Teaching:
     return teaching
 
 
-def _label_anchors(
-    classes: int, stock: Any, teaching: Teaching, anchors: list[Any], gt_instances: list[Any]
+def _label(
+    classes: int,
+    stock: Any,
+    allowed: Callable[[list[Any], Ground], Tensor],
+    teaching: Teaching,
+    anchors: list[Any],
+    gt_instances: list[Any],
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """RetinaNet: class of each anchor, `classes` for background, -1 for ignored."""
+    """RetinaNet and FCOS: class of each anchor or point, `classes` for background, -1 for ignored."""
     labels, boxes = stock(anchors, gt_instances)
-    flat = Boxes.cat(anchors).tensor
     for each, ground in zip(labels, teaching.grounds, strict=True):
-        each[(each == classes) & ~ground.allows(flat)] = IGNORED
+        each[(each == classes) & ~allowed(anchors, ground)] = IGNORED
     return labels, boxes
+
+
+def _allowed_anchors(anchors: list[Any], ground: Ground) -> Tensor:
+    return ground.allows(Boxes.cat(anchors).tensor)
+
+
+def _allowed_points(classes: int, stock: Any, anchors: list[Any], ground: Ground) -> Tensor:
+    """Points on known pixels, and those that would be responsible for a rejected prediction, were it an object."""
+    known = ground.known
+    rejected = Instances((known.shape[0] - 1, known.shape[1] - 1))
+    rejected.gt_boxes = Boxes(ground.absent)
+    rejected.gt_classes = torch.zeros(len(ground.absent), dtype=torch.int64, device=known.device)
+    ((labels,), _) = stock(anchors, [rejected])
+    allowed: Tensor = points_known(Boxes.cat(anchors).get_centers(), known) | (labels != classes)
+    return allowed
+
+
+def _losses_of_points(
+    classes: int, stock: Any, anchors: list[Any], logits: list[Tensor], labels: list[Tensor], deltas: list[Tensor],
+    *rest: Any,
+) -> dict[str, Tensor]:  # fmt: skip
+    """FCOS: an ignored point is no positive, so that its class alone could teach; it answers a sure no.
+
+    Raises:
+        FloatingPointError: if boxes are NaN, of which Detectron2 says only that they are bad.
+    """
+    if torch.stack([each.isnan().any() for each in deltas]).any():
+        raise FloatingPointError("FCOS predicts boxes that are NaN")
+    ignored = torch.stack(labels) == IGNORED
+    levels = torch.split(ignored, [each.shape[1] for each in logits], 1)
+    quiet = [each.masked_fill(gone[..., None], SURE_NO) for each, gone in zip(logits, levels, strict=True)]
+    judged = [each.masked_fill(each == IGNORED, classes) for each in labels]
+    losses: dict[str, Tensor] = stock(anchors, quiet, judged, deltas, *rest)
+    return losses
 
 
 def _label_and_sample_anchors(

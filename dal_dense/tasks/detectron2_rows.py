@@ -1,7 +1,7 @@
 """Candidate boxes with their whole class distribution, row for row, from Detectron2's detectors.
 
-Rows of GeneralizedRCNN are proposals, rows of RetinaNet the best anchors of each level. What the last
-layer sees is kept, so that a draw of dropout costs one matrix product over the rows. Rows of another
+Rows of GeneralizedRCNN are proposals, of RetinaNet and FCOS the best anchors or points of each level. What
+the last layer sees is kept, so that a draw of dropout costs one matrix product over the rows. Rows of another
 look (`like`) are scored again on this one's features, so that the draws of ensembles and flips line up
 without any matching of boxes. Detectron2 puts background last; here it comes first.
 """
@@ -45,8 +45,8 @@ class RcnnLook:
 
 
 @dataclass(frozen=True)
-class RetinaLook:
-    """RetinaNet's view of its best anchors.
+class OneStageLook:
+    """RetinaNet's or FCOS's view of its best anchors or points.
 
     Attributes:
         dense: see `detection_backend.Look`.
@@ -55,6 +55,7 @@ class RetinaLook:
         places: level, row, column and kind of each anchor in the image that is not mirrored.
         patches: the class tower's output under the last convolution.
         logits: without dropout.
+        centre: FCOS: centreness logit; RetinaNet: nothing, shape (R, 0).
         boxes: decoded, cut, not mirrored.
     """
 
@@ -64,6 +65,7 @@ class RetinaLook:
     places: Int[Tensor, "R 4"]
     patches: Float[Tensor, "R E2 9"]
     logits: Float[Tensor, "R K"]
+    centre: Float[Tensor, "R n"]
     boxes: Float[Tensor, "R 4"]
 
 
@@ -71,7 +73,7 @@ def see(model: Any, image: Float[Tensor, "3 h w"], *, flip: bool, coarsest: int)
     """Normalise, pad, mirror if wanted, and run the trunk.
 
     Args:
-        model: GeneralizedRCNN or RetinaNet.
+        model: GeneralizedRCNN, RetinaNet or FCOS.
         image: channels in the model's own order.
         flip: mirror left to right.
         coarsest: stride of the last level; a mirrored image is padded to a multiple of it.
@@ -129,41 +131,50 @@ def with_background(scores: Float[Tensor, "R K"]) -> Float[Tensor, "R C"]:
     return probs / probs.sum(1, keepdim=True)
 
 
-def retina_look(model: Any, image: Float[Tensor, "3 h w"], like: RetinaLook | None, flip: bool) -> RetinaLook:
+def scores(logits: Float[Tensor, "R K"], centre: Float[Tensor, "R n"]) -> Float[Tensor, "R K"]:
+    """Sigmoid; FCOS takes the geometric mean with its centreness."""
+    found = logits.sigmoid()
+    return (found * centre.sigmoid()).sqrt() if centre.shape[1] else found
+
+
+def one_stage_look(model: Any, image: Float[Tensor, "3 h w"], like: OneStageLook | None, flip: bool) -> OneStageLook:
     """The best anchors of each level (or those of `like`), their boxes and what the last layer sees."""
     strides, offset = model.anchor_generator.strides, model.anchor_generator.offset
     view, _, features = see(model, image, flip=flip, coarsest=strides[-1])
     levels = [features[name] for name in model.head_in_features]
     towers: list[Tensor] = []
     with heard(model.head.cls_subnet, towers.append):
-        raw, deltas = model.head(levels)
-    logits, moves = (
+        found = model.head(levels)
+    logits, moves, *more = (
         torch.cat(each, 1)[0].float()
-        for each in model._transpose_dense_predictions([raw, deltas], [model.num_classes, 4])
+        for each in model._transpose_dense_predictions(found, [model.num_classes, 4, 1][: len(found)])
     )
+    centre = more[0] if more else logits.new_zeros(len(logits), 0)
     grids = [(level.shape[-2], level.shape[-1]) for level in levels]
     kinds = len(logits) // sum(h * w for h, w in grids)
     if like is None:
-        seen = _best_places(logits.amax(1), grids, kinds, model.test_topk_candidates)
+        best = nnf.logsigmoid(logits.amax(1)) + nnf.logsigmoid(centre).sum(1)  # sure ones do not tie in logarithms
+        seen = _best_places(best, grids, kinds, model.test_topk_candidates)
         places = _turned(seen, view, strides, offset)
     else:
         places, seen = like.places, _inside(_turned(like.places, view, strides, offset), grids)
     here = _flat(seen, grids, kinds)
     anchors = Boxes.cat(model.anchor_generator(levels)).tensor
     boxes = view.turn(model.box2box_transform.apply_deltas(moves[here], anchors[here]))
-    return RetinaLook(
-        dense=dense_map(view, [each[0].unflatten(0, (kinds, -1)).amax(1) for each in raw], strides),
+    return OneStageLook(
+        dense=dense_map(view, [each[0].unflatten(0, (kinds, -1)).amax(1) for each in found[0]], strides),
         features=coarse_features(view, levels, strides),
         view=view,
         places=places,
         patches=_patches(towers, seen),
         logits=logits[here],
+        centre=centre[here],
         boxes=cut_to_image(boxes, *view.size),
     )
 
 
-def retina_rows(model: Any, look: RetinaLook, rate: float, dropout: int | None) -> Rows:
-    """Class distribution and box of every anchor that was chosen.
+def one_stage_rows(model: Any, look: OneStageLook, rate: float, dropout: int | None) -> Rows:
+    """Class distribution and box of every anchor or point that was chosen.
 
     Dropout drops whole channels of a level, as in training, so that rows of one draw belong to one network.
     """
@@ -175,7 +186,7 @@ def retina_rows(model: Any, look: RetinaLook, rate: float, dropout: int | None) 
         every = nnf.linear((look.patches * mask[level]).flatten(1), layer.weight.flatten(1), layer.bias)
         every = every.float().reshape(len(every), -1, logits.shape[1])
         logits = every[torch.arange(len(every), device=every.device), kind]
-    return Rows(with_background(logits.sigmoid()), look.boxes, look.patches[:, :, 4])
+    return Rows(with_background(scores(logits, look.centre)), look.boxes, look.patches[:, :, 4])
 
 
 def _best_places(

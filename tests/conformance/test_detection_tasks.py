@@ -79,7 +79,7 @@ def detectron2(network: str) -> Adapter:
 
     from dal_dense.tasks.detectron2_detection import Detectron2Detection, make_detector
 
-    return Adapter("detectron2_detection", network, Detectron2Detection, make_detector, probe)
+    return Adapter("detectron2_detection", network, Detectron2Detection, make_detector, probe, points=network == "fcos")
 
 
 WITH_DETECTRON2 = [
@@ -93,6 +93,7 @@ ADAPTERS = [
     pytest.param(lambda: torchvision("fcos"), id="torchvision-fcos"),
     pytest.param(lambda: detectron2("faster_rcnn"), id="detectron2-faster_rcnn", marks=WITH_DETECTRON2),
     pytest.param(lambda: detectron2("retinanet"), id="detectron2-retinanet", marks=WITH_DETECTRON2),
+    pytest.param(lambda: detectron2("fcos"), id="detectron2-fcos", marks=WITH_DETECTRON2),
 ]
 
 

@@ -37,11 +37,9 @@ def probe(detector: Detector, samples: Sequence[Sample]) -> dict[str, tuple[list
     for handle in handles:
         handle.remove()
     anchors = torch.cat([boxes.tensor for boxes in kept["anchors"][1]])
-    scores, moves = ([_grad(v) for v in part] for part in kept["dense"][1])
-    classes = 1 if two else model.num_classes
-    rows = torch.cat(
-        [_rows(torch.cat([_kinds(a, classes), _kinds(b, 4)], 2)) for a, b in zip(scores, moves, strict=True)], 1
-    )
+    widths = (1 if two else model.num_classes, 4, 1)  # FCOS has centreness too
+    levels = zip(*kept["dense"][1], strict=True)
+    rows = torch.cat([_rows([_kinds(_grad(v), n) for v, n in zip(level, widths, strict=False)]) for level in levels], 1)
     found = {"rpn" if two else "head": ([anchors] * len(samples), list(rows))}
     if two:
         boxes = [each.tensor for each in kept["pool"][0][1]]
@@ -55,9 +53,9 @@ def _kinds(value: Tensor, each: int) -> Tensor:
     return value.unflatten(1, (-1, each))
 
 
-def _rows(value: Tensor) -> Tensor:
+def _rows(parts: list[Tensor]) -> Tensor:
     """(images, anchors, each, h, w) to the largest absolute value a row, in the order of the anchors."""
-    return value.abs().amax(2).permute(0, 2, 3, 1).flatten(1)
+    return torch.cat(parts, 2).abs().amax(2).permute(0, 2, 3, 1).flatten(1)
 
 
 def _grad(value: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ NEEDS = [
     pytest.mark.detectron2,
     pytest.mark.skipif(importlib.util.find_spec("detectron2") is None, reason="Detectron2 is not on the path"),
 ]
-NAMES = ("faster_rcnn", "retinanet")
+NAMES = ("faster_rcnn", "retinanet", "fcos")
+ONE_STAGE = NAMES[1:]
 SIZE = (96, 128)
 
 
@@ -30,15 +31,13 @@ def detector(name, *, classes=4, dropout=0.3, seed=0, **more):
 def sharp(found, spread=0.3):
     """Heads that are sure of something, each place of something else."""
     model = found.module
-    layers = (
-        [model.head.cls_score, model.head.bbox_pred]
-        if hasattr(model, "head")
-        else [model.roi_heads.box_predictor.cls_score, model.roi_heads.box_predictor.bbox_pred]
-    )
+    last = model.head if hasattr(model, "head") else model.roi_heads.box_predictor
     with torch.no_grad():
-        for layer in layers:
+        for layer in (last.cls_score, last.bbox_pred, *([last.ctrness] if hasattr(last, "ctrness") else [])):
             layer.weight.normal_(std=spread)
             layer.bias.zero_()
+        if hasattr(last, "ctrness"):
+            last.bbox_pred.bias.fill_(1.0)  # FCOS cuts distances at 0: most boxes would be empty
     return found
 
 

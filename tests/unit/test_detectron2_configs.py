@@ -4,10 +4,13 @@ import pytest
 import torch
 from detectron2_toys import NEEDS, picture, window
 from safetensors.torch import save_file
+from toy_frames import FRAME, OBJECTS, labelled, toy_frame
 
-from dal_dense.config import DetectionConfig, NetworkConfig
+from dal_dense.config import DetectionConfig, NetworkConfig, QueryConfig, TaskConfig, TrainConfig, UncertaintyConfig
+from dal_dense.costs import PRESETS
 from dal_dense.errors import ConfigError
-from dal_dense.tasks.detectron2_detection import PREFIXES, make_detector
+from dal_dense.tasks.base import Hooks
+from dal_dense.tasks.detectron2_detection import PREFIXES, Detectron2Detection, make_detector
 from dal_dense.tasks.weights import read_foreign, take_matching
 
 pytestmark = NEEDS
@@ -76,6 +79,35 @@ model = L(RetinaNet)(
 )
 """
 
+LAZY_FCOS = """
+from detectron2.config import LazyCall as L
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import FCOS, FPN, ResNet
+from detectron2.modeling.backbone import BasicStem
+from detectron2.modeling.meta_arch.fcos import FCOSHead
+
+model = L(FCOS)(
+    backbone=L(FPN)(
+        bottom_up=L(ResNet)(
+            stem=L(BasicStem)(in_channels=3, out_channels=64, norm="BN"),
+            stages=L(ResNet.make_default_stages)(depth=18, norm="BN"),
+            out_features=["res3", "res4"],
+        ),
+        in_features=["res3", "res4"],
+        out_channels=32,
+    ),
+    head=L(FCOSHead)(
+        input_shape=[ShapeSpec(channels=32)] * 2, num_classes="${..num_classes}", conv_dims=[32], norm="GN"
+    ),
+    head_in_features=["p3", "p4"],
+    num_classes=80,
+    test_score_thresh=0.7,
+    test_topk_candidates=50,
+    pixel_mean=[103.0, 116.0, 123.0],
+    pixel_std=[57.0, 57.0, 58.0],
+)
+"""
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -83,6 +115,7 @@ def folder(tmp_path):
     (tmp_path / "rcnn.yaml").write_text(RCNN % False)
     (tmp_path / "sigmoid.yaml").write_text(RCNN % True)
     (tmp_path / "lazy.py").write_text(LAZY)
+    (tmp_path / "lazy_fcos.py").write_text(LAZY_FCOS)
     return tmp_path
 
 
@@ -98,6 +131,7 @@ def built(path, name="retinanet", classes=4, **more):
         ("rcnn.yaml", "faster_rcnn"),
         ("sigmoid.yaml", "faster_rcnn"),
         ("lazy.py", "retinanet"),
+        ("lazy_fcos.py", "fcos"),
     ],
 )
 def test_a_users_config_trains_and_predicts(folder, file, name):
@@ -126,13 +160,20 @@ def test_what_the_file_says_stays_but_for_what_is_ours(folder):
     assert next(iter(own.anchor_generator.cell_anchors))[:, 2].max() == pytest.approx(
         8 * 2 ** (2 / 3) * 2**0.5 / 2, rel=1e-5
     )
+    fcos = built(folder / "lazy_fcos.py", "fcos", min_score=0.2).module
+    assert fcos.num_classes == fcos.head.cls_score.out_channels == 3
+    assert (fcos.test_score_thresh, fcos.test_topk_candidates) == (0.2, 50)
     lazy = built(folder / "lazy.py", anchor_sizes=(8, 16)).module
     assert list(lazy.anchor_generator.cell_anchors)[1][:, 2].tolist() == pytest.approx([8, 8 * 2**0.5])
 
 
 def test_channels_come_in_the_files_order(folder):
     """Detectron2's default is BGR; our frames are RGB."""
-    for file, name, order in (("rcnn.yaml", "faster_rcnn", [2, 1, 0]), ("lazy.py", "retinanet", [0, 1, 2])):
+    for file, name, order in (
+        ("rcnn.yaml", "faster_rcnn", [2, 1, 0]),
+        ("lazy.py", "retinanet", [0, 1, 2]),
+        ("lazy_fcos.py", "fcos", [2, 1, 0]),
+    ):
         found, image, taken = built(folder / file, name), picture(), []
         found.module.backbone.register_forward_pre_hook(lambda module, x, taken=taken: taken.append(x[0]))
         found.look(image)
@@ -163,6 +204,8 @@ def test_a_yaml_file_is_never_run(folder):
         ("- 1", "holds no settings"),
         ("VERSION: 1", "VERSION 1, expected 2"),
         ("_BASE_: gone.yaml", "gone.yaml cannot be read"),
+        ("_BASE_: ./bad.yaml", "bad.yaml is its own _BASE_"),
+        ("MODEL: {META_ARCHITECTURE: FCOS}", r"describes FCOS.*LazyConfig \(\.py\) only"),
         ("MODEL: {META_ARCHITECTURE: PanopticFPN}", "describes PanopticFPN"),
         ("_BASE_: rcnn.yaml\nMODEL: {ROI_HEADS: {NAME: CascadeROIHeads}, ROI_BOX_HEAD: {CLS_AGNOSTIC_BBOX_REG: True}}",
          "RPN and CascadeROIHeads"),
@@ -186,14 +229,54 @@ def test_wrong_files_are_told(folder):
     (folder / "empty.py").write_text("train = dict(a=1)")
     with pytest.raises(ConfigError, match="defines no `model`"):
         built(folder / "empty.py")
-    (folder / "fcos.py").write_text(
+    (folder / "other.py").write_text(
         "from detectron2.config import LazyCall as L\n"
-        "from detectron2.modeling.meta_arch.fcos import FCOS\nmodel = L(FCOS)(num_classes=80)\n"
+        "from detectron2.modeling import ProposalNetwork\nmodel = L(ProposalNetwork)()\n"
     )
-    with pytest.raises(ConfigError, match=r"describes FCOS.*retinanet.*torchvision_detection"):
-        built(folder / "fcos.py")
+    with pytest.raises(ConfigError, match=r"describes ProposalNetwork.*RetinaNet or FCOS"):
+        built(folder / "other.py")
+    with pytest.raises(ConfigError, match=r"retinanet, but .* describes FCOS; write fcos"):
+        built(folder / "lazy_fcos.py")
+    with pytest.raises(ConfigError, match=r"lazy_fcos\.py has points and no anchors.*leave the setting out"):
+        built(folder / "lazy_fcos.py", "fcos", anchor_sizes=(8, 16))
     with pytest.raises(ConfigError, match=r"3 sizes, but base\.yaml has 5 levels"):
         built(folder / "base.yaml", anchor_sizes=(8, 16, 32))
+
+
+def test_a_fit_is_of_its_config_and_of_all_that_lies_under_it(folder):
+    """A file under `_BASE_` of `_BASE_` is changed: the fit is begun anew, and not before."""
+    from dal_dense.tasks.detectron2_configs import files_of
+
+    (folder / "mine.yaml").write_text("_BASE_: rcnn.yaml\n")
+    assert [p.name for p in files_of(folder / "mine.yaml")] == ["base.yaml", "rcnn.yaml", "mine.yaml"]
+    record, truth = toy_frame(folder, "img", 0)
+    known = labelled(record, truth, [((0, 0), FRAME)], ("image",))
+
+    def steps():
+        task = Detectron2Detection(
+            task=TaskConfig(
+                name="detectron2_detection",
+                network=NetworkConfig(name="faster_rcnn"),
+                detection=DetectionConfig(config_file=str(folder / "mine.yaml")),
+                train=TrainConfig(iterations=1, batch=1, patch=(64, 64)),
+            ),
+            uncertainty=UncertaintyConfig(),
+            query=QueryConfig(sizes=((24, 32),)),
+            costs=PRESETS["box_clicks"],
+            classes=OBJECTS,
+            ndim=2,
+            in_channels=3,
+            device=torch.device("cpu"),
+            boxes_of=lambda record: None,
+        )
+        calls = []
+        hooks = Hooks(lambda what, done, total: calls.append(what))
+        task.fit([known], seed=0, out=folder / "fit", previous=None, hooks=hooks)
+        return calls.count("fit")
+
+    assert [steps(), steps()] == [1, 0]
+    (folder / "base.yaml").write_text(BASE.replace("DEPTH: 18", "DEPTH: 34"))
+    assert [steps(), steps()] == [1, 0]
 
 
 def test_weights_of_other_classes_fit_but_for_the_last_layer(folder):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from detectron2_toys import NAMES, NEEDS, detector, picture, sharp, window
+from detectron2_toys import NAMES, NEEDS, ONE_STAGE, detector, picture, sharp, window
 
 from dal_dense.config import DetectionConfig
 from dal_dense.tasks.detection_backend import Rows
@@ -59,21 +59,34 @@ def test_every_detection_of_faster_rcnn_is_an_entry_of_its_row():
     assert len(boxes) > 100 and seconds > 0
 
 
+@pytest.mark.parametrize("name", ONE_STAGE)
 @pytest.mark.parametrize("classes", [2, 4])
-def test_rows_of_retinanet_are_its_own_inference_without_suppression(classes):
-    found = sharp(detector("retinanet", classes=classes, min_score=0.3, nms_iou=1.0, max_boxes=300), spread=0.1)
+def test_one_stage_rows_are_the_models_own_inference_without_suppression(name, classes):
+    found = sharp(detector(name, classes=classes, min_score=0.3, nms_iou=1.0, max_boxes=300), spread=0.1)
     image = picture()
     rows = found.rows(found.look(image))
     boxes, scores, kinds = own_inference(found, image)
     objects = rows.probs[:, 1:]
     most = objects.amax(1, keepdim=True)
-    sigmoid = objects / most * (most / (most + rows.probs[:, :1]))  # undo: background is 1 - max, then sum 1
+    single = objects / most * (most / (most + rows.probs[:, :1]))  # undo: background is 1 - max, then sum 1
     assert len(boxes) > 100
     for box, score, kind in zip(boxes[:100], scores[:100], kinds[:100], strict=True):
-        close = ((sigmoid[:, kind - 1] - score).abs() < 1e-4) & ((rows.boxes - box).abs().amax(1) < 1e-3)
+        close = ((single[:, kind - 1] - score).abs() < 1e-4) & ((rows.boxes - box).abs().amax(1) < 1e-3)
         assert close.any()
-    if classes == 2:  # one object class: the distribution is the sigmoid itself
-        assert torch.allclose(rows.probs[:, 1:], sigmoid, atol=1e-6)
+    if classes == 2:  # one object class: the distribution is the score itself
+        assert torch.allclose(rows.probs[:, 1:], single, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ONE_STAGE)
+def test_rows_are_the_best_of_each_level_by_score(name):
+    """Few a level, so that FCOS's centreness decides which."""
+    found = sharp(detector(name, classes=2, min_score=0.0, nms_iou=1.0, max_boxes=1000), spread=0.1)
+    found.module.test_topk_candidates = 20
+    image = picture()
+    rows = found.rows(found.look(image))
+    _, scores, _ = own_inference(found, image)
+    assert len(scores) > 20
+    assert bool(((scores[:, None] - rows.probs[:, 1]).abs().amin(1) < 1e-5).all())
 
 
 def test_background_comes_first():
@@ -107,9 +120,10 @@ def test_dropout_is_drawn_by_seed_and_leaves_everything_as_it_was(name):
     assert (many.mean(0) - plain.probs).abs().mean() < many.std(0).mean()
 
 
-def test_dropout_rows_of_retinanet_are_those_of_the_whole_map():
+@pytest.mark.parametrize("name", ONE_STAGE)
+def test_dropout_rows_are_those_of_the_whole_map(name):
     """The last convolution under the kept rows only, against the whole map with the same channels dropped."""
-    found = sharp(detector("retinanet"))
+    found = sharp(detector(name))
     model, image = found.module, picture(size=ODD)
     look = found.look(image)
     generator = torch.Generator().manual_seed(7)
@@ -142,11 +156,12 @@ def test_dropout_acts_in_training_only_before_the_last_layer(name):
         return {k: float(v.detach()) for k, v in found.losses([sample]).items()}
 
     one, again, other = classification(0), classification(0), classification(1)
-    assert one == again and one["loss_cls"] != other["loss_cls"]
+    key = next(k for k in one if k.endswith("_cls"))
+    assert one == again and one[key] != other[key]
     without = detector(name, dropout=0.0)
     torch.manual_seed(0)
-    quiet = without.losses([sample])["loss_cls"]
-    assert float(quiet.detach()) != one["loss_cls"]
+    quiet = without.losses([sample])[key]
+    assert float(quiet.detach()) != one[key]
     assert found.module.state_dict().keys() == without.module.state_dict().keys()
 
 
@@ -164,10 +179,11 @@ def test_rows_of_a_mirrored_look_can_be_scored_again(name, size):
         assert torch.allclose(plain.probs, rows.probs, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ONE_STAGE)
 @pytest.mark.parametrize("size", [(64, 96), ODD])
-def test_mirrored_anchors_fall_on_the_anchors(size):
-    """With offsets of nought boxes are the anchors, which a flip must give back exactly."""
-    found = detector("retinanet")
+def test_mirrored_anchors_fall_on_the_anchors(name, size):
+    """With offsets of nought boxes are the anchors (or points), which a flip must give back exactly."""
+    found = detector(name)
     with torch.no_grad():
         found.module.head.bbox_pred.weight.zero_()
     image = picture(size=size)
