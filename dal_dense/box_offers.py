@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as nnf
 
 from dal_dense import candidates, scores
+from dal_dense.box_looks import look_figures, look_windows
 from dal_dense.box_scores import box_scores
 from dal_dense.box_windows import points, quiet, worth
-from dal_dense.boxes import OBJECT
 from dal_dense.config import QueryConfig, UncertaintyConfig
 from dal_dense.costs import CostModel
 from dal_dense.detections import Detections, FramePrediction
@@ -24,8 +23,8 @@ from dal_dense.offer_maps import RANDOM
 from dal_dense.offers import KINDS, Offers, Parts, concat
 from dal_dense.query_sizes import array_size
 from dal_dense.records import Header
-from dal_dense.regions import Box, Regions, slices
-from dal_dense.tasks.base import Judged, Proposal
+from dal_dense.regions import Box, Regions, joined, slices
+from dal_dense.tasks.base import Judged
 
 SAME = 0.5
 """IoU from which two boxes are taken to mean one object; share of a box on known ground from which it is known."""
@@ -37,9 +36,9 @@ class BoxSpec:
 
     Attributes:
         kind: crop, image or box.
-        sizes: crop sizes, rows and columns of the stored frame; larger ones are cut to it.
+        sizes: of crops, and of the look windows of kind box: rows and columns of the stored frame, cut to it.
         costs: seconds an action.
-        per_image: candidates kept a size; as many again for class quotas, and as many drawn blindly.
+        per_image: candidates kept a size; of crops, as many again for class quotas, and as many drawn blindly.
         stride: step of candidate windows, pixels.
         score: score of a box, see `box_scores`.
         combine: how boxes' scores become a window's; dense: the mean of the dense map instead.
@@ -100,6 +99,8 @@ def frame_offers(
 
     Of kind box, a region is one predicted box, rounded to pixels. Boxes that overlap by less than IoU 0.5 are two
     objects, so a verified neighbour does not hide it; nor does labelled or blocked ground that holds less than half.
+    After the boxes come look windows, crops where an object may have been missed (`box_looks`); they touch no ground
+    that is labelled, blocked or judged.
 
     Args:
         pred: the frame's detections.
@@ -120,18 +121,22 @@ def frame_offers(
     labelled, blocked = labelled.to(device), blocked.to(device)
     answered, waiting = (judged.answered.to(device), judged.open.to(device)) if judged else (labelled[:0],) * 2
     values = box_scores(spec.score, pred.found, pred.difficulty.to(device)).float().clamp_min(0)
-    taken = _joined(labelled, blocked)
+    taken = joined(labelled, blocked)
+    blank = partial(_blank, pred=pred, spec=spec, image_id=image_id, image=image, group=group)
     if spec.kind == "box":
-        regions, rows = _box_candidates(pred, taken, _joined(answered, waiting))
-        found = _box_rows(_blank(regions, pred, spec, image_id, image, group), pred, spec, values, rows)
+        asked = joined(answered, waiting)
+        regions, rows = _box_candidates(pred, taken, asked)
+        found = _box_rows(blank(regions), pred, spec, values, rows)
         found.extra[RANDOM] = torch.ones_like(found.score)  # every prediction is on offer: none was sought out
+        windows = look_windows(pred, spec.sizes, spec.stride, spec.per_image, joined(taken, asked))
+        found = concat([found, _look_rows(blank(windows), pred, spec, values)])
     else:
         sought, drawn = _windows(pred, spec, values, taken, image_id, seed)
         regions = candidates.distinct(image_id, [sought, drawn])
-        found = _window_rows(_blank(regions, pred, spec, image_id, image, group), pred, spec, values)
+        found = _window_rows(blank(regions), pred, spec, values)
         found.extra[RANDOM] = torch.isin(found.key, region_keys(image_id, drawn)).float()
-    places = _joined(labelled, answered)
-    known = _blank(places, pred, spec, image_id, image, group)
+    places = joined(labelled, answered)
+    known = blank(places)
     kind = torch.full_like(known.kind, KINDS.index("crop"))
     kind[len(labelled) :] = KINDS.index("box")
     known = replace(
@@ -142,34 +147,6 @@ def frame_offers(
         extra={name: torch.zeros_like(known.score) for name in found.extra},
     )
     return concat([found, known])
-
-
-def frame_proposals(pred: FramePrediction, regions: Regions, *, boxes_only: bool = False) -> list[Proposal]:
-    """The predicted boxes inside each region, cut at its border, and the dense map there.
-
-    Args:
-        pred: the frame's detections.
-        regions: what is asked.
-        boxes_only: kind box: of each region only the box that it stands for.
-    """
-    corners = pred.found.corners.double().cpu().numpy()
-    classes = pred.found.classes.double().cpu().numpy()
-    sure = pred.found.scores.double().cpu().numpy()
-    dense = _upsampled(pred.dense, pred.shape).float().cpu().numpy()
-    pixels = np.concatenate([side.cpu().numpy() for side in _pixels(pred)], axis=1)
-    proposals = []
-    for box in regions.boxes():
-        (top, left), (bottom, right) = box
-        cut = np.clip(corners, [top, left, top, left], [bottom, right, bottom, right])
-        middle = (corners[:, :2] + corners[:, 2:]) / 2
-        here = ((middle >= (top, left)) & (middle < (bottom, right))).all(1) & (cut[:, 2:] > cut[:, :2]).all(1)
-        rows = np.flatnonzero(here)
-        if boxes_only:
-            rows = np.flatnonzero((pixels == (top, left, bottom, right)).all(1))[:1]  # best first
-            cut[rows] = (top, left, bottom, right)
-        table = np.column_stack([cut[rows], classes[rows], np.full(len(rows), float(OBJECT))])
-        proposals.append(Proposal(table, np.ascontiguousarray(dense[slices(box)]), sure[rows]))
-    return proposals
 
 
 def _check(pred: FramePrediction, image_id: str) -> None:
@@ -245,32 +222,19 @@ def _pooled(pred: FramePrediction, regions: Regions) -> Float[Tensor, "N E"]:
     )
 
 
-def _joined(one: Regions, other: Regions) -> Regions:
-    return Regions(torch.cat([one.start, other.start]), torch.cat([one.stop, other.stop]))
-
-
 # kind box
 
 
 def _box_candidates(pred: FramePrediction, taken: Regions, judged: Regions) -> tuple[Regions, Int[Tensor, " n"]]:
     """Predicted boxes that nobody has judged, rounded to pixels, and their rows among the detections."""
-    start, stop = _pixels(pred)
-    boxes = Regions(start, stop)
+    boxes = pred.pixels()
     free = (_share_on(taken, boxes, pred.shape) < SAME) & ~(overlap(boxes, judged) >= SAME).any(1)
     first: dict[Box, int] = {}
     for row, (box, ok) in enumerate(zip(boxes.boxes(), free.tolist(), strict=True)):
         if ok:  # best first; two that round to one region are one question
             first.setdefault(box, row)
-    rows = torch.tensor(list(first.values()), dtype=torch.int64, device=start.device)
+    rows = torch.tensor(list(first.values()), dtype=torch.int64, device=boxes.start.device)
     return boxes[rows], rows
-
-
-def _pixels(pred: FramePrediction) -> tuple[Int[Tensor, "N 2"], Int[Tensor, "N 2"]]:
-    """Predicted boxes rounded to pixels inside the frame, at least one pixel each: start and stop."""
-    corners = pred.found.corners.round().long()
-    top = torch.tensor(pred.shape, device=corners.device)
-    start = torch.minimum(corners[:, :2].clamp_min(0), top - 1)
-    return start, torch.minimum(torch.maximum(corners[:, 2:], start + 1), top)
 
 
 def _share_on(ground: Regions, boxes: Regions, shape: tuple[int, int]) -> Float[Tensor, " N"]:
@@ -311,6 +275,17 @@ def _box_rows(
     )  # fmt: skip
 
 
+def _look_rows(blank: Offers, pred: FramePrediction, spec: BoxSpec, values: Float[Tensor, " M"]) -> Offers:
+    """Crops to draw what the model missed; of what is missed, the classes are those of the frame's boxes."""
+    objects, whole = look_figures(pred, values, blank.regions)
+    shares = _shares(pred.found.probs.float().sum(0, keepdim=True)).repeat(len(blank), 1)
+    by_class = whole[:, None] * shares
+    by_class[:, 0] = 0
+    rows = _searched(blank, spec, whole, by_class, objects)
+    kind = torch.full_like(rows.kind, KINDS.index("crop"))
+    return replace(rows, kind=kind, shares=shares, extra={RANDOM: torch.zeros_like(whole)})
+
+
 # kinds crop and image
 
 
@@ -319,7 +294,7 @@ def _windows(
 ) -> tuple[Regions, Regions]:
     """Windows sought out by score and by class, and windows drawn blindly."""
     sought, drawn = [taken[:0]], [taken[:0]]
-    dense = _upsampled(pred.dense, pred.shape)
+    dense = pred.dense_map()
     probs = _shares(pred.found.probs.float())
     fields = [points(pred, values)] + [points(pred, values * probs[:, c]) for c in range(1, spec.classes)]
     quotas = [count for _, count in candidates.share_out(spec.per_image, range(1, spec.classes))]
@@ -332,25 +307,31 @@ def _windows(
     return candidates.distinct(image_id, sought), candidates.distinct(image_id, drawn)
 
 
-def _upsampled(dense: Float[Tensor, "r c"], shape: tuple[int, int]) -> Float[Tensor, "rows cols"]:
-    full: Tensor = nnf.interpolate(dense[None, None].float(), size=shape, mode="nearest-exact")[0, 0]
-    return full
-
-
 def _window_rows(blank: Offers, pred: FramePrediction, spec: BoxSpec, values: Float[Tensor, " M"]) -> Offers:
     """The rows with their exact figures; scores are a pixel's, so that windows of any size compare."""
     boxes, found = blank.regions, pred.found
-    pixels = boxes.volume().float()
     inside = _inside(found, boxes).float()
     whole = _combined(pred, spec, values, inside, boxes)
     by_class = inside @ (values[:, None] * _shares(found.probs.float()))
     objects = inside @ found.scores.float()
     scale = whole / by_class.sum(1).clamp_min(1e-12)
+    return _searched(blank, spec, whole, by_class * scale[:, None], objects)
+
+
+def _searched(
+    blank: Offers,
+    spec: BoxSpec,
+    whole: Float[Tensor, " N"],
+    by_class: Float[Tensor, "N C"],
+    objects: Float[Tensor, " N"],
+) -> Offers:
+    """Rows of ground that is looked through and whose objects are drawn, valued a pixel."""
+    pixels = blank.regions.volume().float()
     seconds = spec.costs.seconds(pixels, torch.zeros_like(pixels), objects)
     return replace(
         blank,
         score=whole / pixels,
-        class_score=by_class * (scale / pixels)[:, None],
+        class_score=by_class / pixels[:, None],
         objects=objects,
         area=pixels,
         seconds=seconds,
@@ -364,10 +345,10 @@ def _combined(
     """What a whole window is worth."""
     if spec.combine == "dense":
         pixels = boxes.volume().float()
-        return scores.means_in(_upsampled(pred.dense, pred.shape)[None], boxes)[:, 0].clamp_min(0) * pixels
+        return scores.means_in(pred.dense_map()[None], boxes)[:, 0].clamp_min(0) * pixels
     if spec.combine == "max":
         return (inside * values).amax(1) if len(values) else torch.zeros(len(boxes), device=inside.device)
     total = inside @ values
     if spec.combine == "mean":
         return total / inside.sum(1).clamp_min(1)
-    return total + quiet(pred.dense, values) * scores.means_in(_upsampled(pred.dense, pred.shape)[None], boxes)[:, 0]
+    return total + quiet(pred.dense, values) * scores.means_in(pred.dense_map()[None], boxes)[:, 0]

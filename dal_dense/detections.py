@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as nnf
+
+from dal_dense.regions import Regions
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class FramePrediction:
             nats, coarse (r, c) over the whole frame: cell (i, j) covers rows i*rows/r..(i+1)*rows/r.
         features: backbone features on a coarse grid over the whole frame (E, r', c').
         difficulty: PPAL's class difficulty as the fit left it, in 0..1, by class number (C,).
+        floor: score up to which boxes were dropped: `min_score`, or the last kept one's where `max_boxes` is reached.
     """
 
     shape: tuple[int, int]
@@ -78,3 +83,16 @@ class FramePrediction:
     dense: Float[Tensor, "r c"]
     features: Float[Tensor, "E r2 c2"]
     difficulty: Float[Tensor, " C"]
+    floor: float
+
+    def pixels(self) -> Regions:
+        """Kept boxes rounded to pixels inside the frame, at least one pixel each."""
+        corners = self.found.corners.round().long()
+        top = torch.tensor(self.shape, device=corners.device)
+        start = torch.minimum(corners[:, :2].clamp_min(0), top - 1)
+        return Regions(start, torch.minimum(torch.maximum(corners[:, 2:], start + 1), top))
+
+    def dense_map(self) -> Float[Tensor, "rows cols"]:
+        """`dense` on the frame's own pixels."""
+        full: Tensor = nnf.interpolate(self.dense[None, None].float(), size=self.shape, mode="nearest-exact")[0, 0]
+        return full

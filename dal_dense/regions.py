@@ -90,6 +90,11 @@ class Regions:
         return Regions(self.start.to(device), self.stop.to(device))
 
 
+def joined(*parts: Regions) -> Regions:
+    """All boxes of all parts, in order."""
+    return Regions(torch.cat([p.start for p in parts]), torch.cat([p.stop for p in parts]))
+
+
 def slices(box: Box) -> tuple[slice, ...]:
     """Index an array with one box: `array[slices(box)]`."""
     return tuple(slice(a, b) for a, b in zip(*box, strict=True))

@@ -159,7 +159,8 @@ class Task(Protocol):
 
         Where `query.kind` is `box`, and only there, the call has one more keyword, `judged: Judged | None = None`:
         a task that offers single boxes offers none that means the same object as one of these (IoU 0.5), nor one
-        of which half lies on `labelled` or `blocked` ground; its labelled rows end with the answered boxes.
+        of which half lies on `labelled` or `blocked` ground; crops beside them touch none of all this. Its labelled
+        rows end with the answered boxes.
         """
         ...
 

@@ -174,6 +174,7 @@ def predict_frame(
         dense=dense / looks,
         features=first.features.float(),
         difficulty=torch.tensor(difficulty, device=device),
+        floor=detection.min_score if len(found) < detection.max_boxes else float(found.scores[-1]),
     )
 
 

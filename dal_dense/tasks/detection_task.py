@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dal_dense.box_offers import box_spec, frame_offers, frame_proposals
+from dal_dense.box_offers import box_spec, frame_offers
+from dal_dense.box_proposals import frame_proposals
 from dal_dense.boxes import Boxes
 from dal_dense.config import QueryConfig, TaskConfig, UncertaintyConfig
 from dal_dense.costs import CostModel

@@ -27,9 +27,10 @@ from dal_dense.config import (
 )
 from dal_dense.costs import PRESETS
 from dal_dense.errors import ConfigError, DataError, Stopped
+from dal_dense.offers import KINDS as QUERY_KINDS
 from dal_dense.records import ImageRecord
 from dal_dense.regions import Regions
-from dal_dense.tasks.base import Hooks, LabelledImage, Task
+from dal_dense.tasks.base import Hooks, Judged, LabelledImage, Task
 from dal_dense.tasks.detection_backend import Detector, Sample
 from dal_dense.tasks.detection_partial import KNOWN, area_table, cut_to_image, known_share
 
@@ -294,6 +295,24 @@ def test_offers_keep_off_labelled_and_blocked_ground(stage: Stage, tmp_path: Pat
     assert (fresh.seconds > 0).all() and (fresh.score >= 0).all() and fresh.embedding.shape[1] > 0
     assert torch.allclose(fresh.shares.sum(1), torch.ones(len(fresh)), atol=1e-5)
     assert set(offers.image.tolist()) == {7} and set(offers.group.tolist()) == {3}
+
+
+def test_beside_single_boxes_stand_looks_on_ground_that_nobody_knows(stage: Stage, tmp_path: Path) -> None:
+    query = QueryConfig(kind="box", sizes=((24, 32), (12, 16)), per_image=4)
+    task, model = fitted(stage, tmp_path / "fit", query=query, detection={"min_score": 0.0, "max_boxes": 2})
+    ground, blocked = Regions.of([((0, 0), (20, 20))], 2), Regions.of([((60, 80), (72, 96))], 2)
+    judged = Judged(Regions.of([((30, 10), (40, 22))], 2), Regions.of([((50, 40), (56, 50))], 2))
+    offers = task.offers(model, stage.records[0], ground, blocked, image=0, group=0, judged=judged)  # type: ignore[call-arg]
+    fresh = offers[~offers.labelled]
+    looks = fresh[fresh.kind == QUERY_KINDS.index("crop")]
+    assert 1 <= len(looks) == len(fresh) - int((fresh.kind == QUERY_KINDS.index("box")).sum())
+    for places in (ground, blocked, judged.answered, judged.open):
+        assert not looks.regions.overlaps(places).any()
+    assert (looks.objects > 0).all() and (looks.score > 0).all() and (looks.regions.stop <= torch.tensor(FRAME)).all()
+    expected = 1 + 0.03 / 1000 * looks.area + 7 * looks.objects
+    assert torch.allclose(looks.seconds, expected) and torch.equal(looks.area, looks.regions.volume().float())
+    assert all(len(p.label) == 0 for p in task.propose(model, stage.records[0], looks.regions))
+    assert [QUERY_KINDS[k] for k in offers.kind[offers.labelled].tolist()] == ["crop", "box"]
 
 
 @pytest.mark.parametrize("draws", ["single", "mc_dropout", "flips", "ensemble", "checkpoints"])

@@ -74,9 +74,34 @@ def test_a_run_of_each_kind(
                 asked = np.array([[*other.region.start, *other.region.stop]], np.float64)
                 known = Boxes.from_table(one.label).objects.corners.round()
                 assert (iou(asked, known) < 0.5).all(), "asked again what an answer held"
+        if kind == "box":
+            looks_are_as_they_should_be(ledger, data)
         assert all(0 < q.seconds <= 110 for q in queries)
     results = load(tmp_path / "run")
     assert results.metric == "ap50" and set(results.rounds[-1].per_class) >= {"car", "person"}
+
+
+def looks_are_as_they_should_be(ledger: Ledger, data: Path) -> None:
+    """Beside predictions, rounds ask for crops on ground that nobody has judged; all objects inside are drawn."""
+    assert {r.kind for q in ledger.queries()[1:] for r in q.regions} == {"box", "crop"}
+    everything = json.loads((data / "train.json").read_text())
+    names = {image["id"]: image["file_name"].removesuffix(".jpg") for image in everything["images"]}
+    looked = [a for a in ledger.answered(kind="crop") if a.round > 0]
+    assert {len(a.label) > 0 for a in looked} == {True, False}
+    for answer in looked:
+        (top, left), (bottom, right) = answer.region.box
+        boxes = [a["bbox"] for a in everything["annotations"] if names[a["image_id"]] == answer.region.image_id]
+        corners = [(y, x, y + height, x + width) for x, y, width, height in boxes]
+        cut = [(max(a, top), max(b, left), min(c, bottom), min(d, right)) for a, b, c, d in corners]
+        seen = [tuple(map(float, box)) for box in cut if box[0] < box[2] and box[1] < box[3]]
+        assert sorted(seen) == sorted(map(tuple, answer.label[:, :4].tolist()))
+        objects = int((answer.label[:, 5] == OBJECT).sum())
+        assert answer.seconds == pytest.approx(1 + 0.03 * (bottom - top) * (right - left) / 1000 + 7 * objects)
+        for other in ledger.answered():
+            before = other.round < answer.round and other.region.image_id == answer.region.image_id
+            ground = [other.region.box, *(((a, b), (c, d)) for a, b, c, d, *_ in other.label.tolist())]
+            if before:
+                assert not any(a < bottom and top < c and b < right and left < d for (a, b), (c, d) in ground)
 
 
 def test_a_run_called_again_after_every_round_ends_the_same(plain: TrainAl, data: Path, tmp_path: Path) -> None:
@@ -87,8 +112,10 @@ def test_a_run_called_again_after_every_round_ends_the_same(plain: TrainAl, data
     assert whole[:3] == parts[:3]
 
 
-def test_people_get_crops_and_return_boxes(plain: TrainAl, data: Path, tmp_path: Path) -> None:
-    argv = box_settings(data, tmp_path / "run", annotator__name="people", budget__rounds="1")
+@pytest.mark.parametrize("kind", ["crop", "box"])
+def test_people_get_regions_and_return_boxes(plain: TrainAl, data: Path, tmp_path: Path, kind: str) -> None:
+    few = {"task__detection__min_score": "0", "task__detection__max_boxes": "5"}  # so that ground is left to look at
+    argv = box_settings(data, tmp_path / "run", annotator__name="people", budget__rounds="1", query__kind=kind, **few)
     for number in range(2):
         assert plain(argv).status == 0
         folder = batch(tmp_path / "run", number)
@@ -101,3 +128,6 @@ def test_people_get_crops_and_return_boxes(plain: TrainAl, data: Path, tmp_path:
     with Ledger.read(tmp_path / "run") as ledger:
         assert ledger.open_regions() == [] and len(ledger.fits()) == 2
         assert {a.source for a in ledger.answered()} == {"people"}
+        assert {a.region.kind for a in ledger.answered(1)} == {"crop", kind}
+        for answer in ledger.answered(1):
+            assert (len(answer.label) == 0) or answer.region.kind == kind  # a look was sent with no box, and left so

@@ -2,22 +2,31 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
+from toy_predictions import boxed
 
+from dal_dense.acquire import Budget, Round, acquire
 from dal_dense.annotators import Oracle
 from dal_dense.box_answers import BoxRules
+from dal_dense.box_offers import box_spec, frame_offers
 from dal_dense.boxes import ABSENT, IGNORED, OBJECT
-from dal_dense.config import CostConfig, DataConfig
+from dal_dense.config import CostConfig, DataConfig, QueryConfig, StrategyConfig, UncertaintyConfig
 from dal_dense.costs import PRESETS, CostPrior
 from dal_dense.errors import DataError
 from dal_dense.labels import classes_in, ground, know_initial, labelled_images
 from dal_dense.ledger import Ledger
 from dal_dense.pool import Pool, open_pool
 from dal_dense.query import Query, QueryRegion
+from dal_dense.records import Header
+from dal_dense.regions import Regions
+from dal_dense.rounds import query_of
 from dal_dense.tasks.base import FitReport, Measurement
 
 COSTS = PRESETS["box_clicks"]
@@ -113,6 +122,36 @@ def test_every_kind_of_answer_and_its_charge(pool: Pool, ledger: Ledger) -> None
         assert answer.area == (None if single else np.prod(answer.region.shape))
     assert [a.image_seconds for a in answers] == [5, 0, 0, 5, 0, 0, 5, 0]
     assert ledger.spent() == pytest.approx(sum(s for _, s in EXPECTED) + 15)
+
+
+def test_a_look_draws_what_was_missed_and_an_empty_one_is_charged_its_search(pool: Pool, ledger: Ledger) -> None:
+    """Of three vans one was predicted, and the map is high on another."""
+    dense = torch.full((6, 9), 0.1)
+    dense[5, 8] = 0.6
+    pred = replace(boxed([10.0, 26, 20, 36], shape=(40, 60)), dense=dense)
+    spec = box_spec(
+        QueryConfig(kind="box", sizes=((12, 16),), per_image=12, stride=2), Header((40, 60), (1.0, 1.0), None), COSTS,
+        uncertainty=UncertaintyConfig(), classes=3,
+    )  # fmt: skip
+    on_offer = partial(frame_offers, pred, spec, image_id="b", image=0, group=0)
+    free = Regions.of([], 2)
+    made = on_offer(labelled=free, blocked=free)
+    chosen = acquire(made, Budget(900.0), StrategyConfig(name="greedy"), Round(0, 1, 0), quota_classes=())
+    query = query_of(Query(round=0, strategy="greedy", seed=1, regions=()), made, chosen, ["b"], pool.classes)
+    assert len(query.regions) == len(made) > 3 and {r.kind for r in query.regions} == {"box", "crop"}
+    annotate(pool, ledger, *query.regions)
+    looked = ledger.answered(kind="crop")
+    assert looked[0].region.box == ((28, 44), (40, 60)) and looked[0].label.tolist() == [[30, 50, 40, 60, 2, OBJECT]]
+    assert looked[0].seconds == pytest.approx(1 + 0.03 * 0.192 + 7) and looked[0].objects == 1
+    empty = [a for a in looked if not len(a.label)]
+    assert empty and all(a.seconds == pytest.approx(1 + 0.03 * 0.192) and a.objects == 0 for a in empty)
+    labelled, blocked, judged = ground(ledger, pool)
+    assert blocked == {} and set(labelled["b"]) == {r.box for r in query.regions if r.kind == "crop"}
+    again = on_offer(labelled=Regions.of(labelled["b"], 2), blocked=free, judged=judged["b"])
+    fresh = again.regions[~again.labelled]
+    assert not fresh.overlaps(Regions.of([r.box for r in query.regions], 2)).any()
+    known = labelled_images(ledger, pool)[0]
+    assert set(known.kinds) == {"box", "crop"} and len(known.labels) == len(query.regions)
 
 
 def test_called_again_nothing_changes(pool: Pool, ledger: Ledger) -> None:

@@ -6,82 +6,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy_predictions import COSTS, NOTHING, SHAPE, boxed, offers, prediction, singles, spec
 
 from dal_dense.acquire import STRATEGIES, Budget, Round, acquire
-from dal_dense.box_offers import SAME, BoxSpec, box_spec, frame_offers, frame_proposals, overlap
+from dal_dense.box_offers import SAME, box_spec, frame_offers, overlap
+from dal_dense.box_proposals import frame_proposals
 from dal_dense.box_scores import box_scores
 from dal_dense.config import QueryConfig, StrategyConfig, UncertaintyConfig
-from dal_dense.costs import PRESETS
-from dal_dense.detections import Detections, FramePrediction
+from dal_dense.detections import FramePrediction
 from dal_dense.errors import DataError
 from dal_dense.noise import region_keys
-from dal_dense.offers import KINDS, Offers, concat
+from dal_dense.offers import KINDS, concat
 from dal_dense.records import Header
 from dal_dense.regions import Box, Regions, slices
-from dal_dense.tasks.base import Judged
-
-SHAPE = (24, 36)
-CLASSES = 3
-COSTS = PRESETS["box_clicks"]
-NOTHING = Regions.of([], 2)
-
-
-def spec(kind: str = "crop", **changes: object) -> BoxSpec:
-    given = {
-        "matching": True,
-        "kind": kind, "sizes": ((8, 12),), "costs": COSTS, "per_image": 3, "stride": 1,
-        "score": "predictive_entropy", "combine": "sum", "classes": CLASSES,
-    }  # fmt: skip
-    return BoxSpec(**{**given, **changes})  # type: ignore[arg-type]
-
-
-def prediction(seed: int = 0, boxes: int = 9, shape: tuple[int, int] = SHAPE, side: float = 8) -> FramePrediction:
-    gen = torch.Generator().manual_seed(seed)
-    top = torch.tensor([*shape, *shape], dtype=torch.float32)
-    first = torch.rand(boxes, 2, generator=gen) * (top[:2] - 1)
-    corners = torch.cat([first, first + 0.2 + torch.rand(boxes, 2, generator=gen) * side], 1)
-    corners = torch.minimum(corners, top)
-    probs = torch.rand(boxes, CLASSES, generator=gen) + 0.05
-    probs = probs / probs.sum(1, keepdim=True)
-    best = probs[:, 1:].amax(1).argsort(descending=True)
-    found = Detections(
-        corners=corners,
-        probs=probs[best],
-        expected_entropy=torch.rand(boxes, generator=gen),
-        spread=torch.rand(boxes, generator=gen),
-        consistency=torch.rand(boxes, generator=gen),
-        embedding=torch.randn(boxes, 5, generator=gen),
-    )
-    dense = torch.rand(6, 9, generator=gen)
-    return FramePrediction(shape, found, dense, torch.randn(4, 3, 5, generator=gen), torch.tensor([0.0, 0.2, 0.9]))
-
-
-def boxed(*corners: list[float], shape: tuple[int, int] = SHAPE, sure: float = 0.8) -> FramePrediction:
-    """Given boxes, all of class 1."""
-    n = len(corners)
-    found = Detections(
-        corners=torch.tensor(corners).reshape(n, 4),
-        probs=torch.tensor([[1 - sure, sure, 0.0]] * n).reshape(n, 3),
-        expected_entropy=torch.zeros(n),
-        spread=torch.zeros(n),
-        consistency=torch.ones(n),
-        embedding=torch.arange(n * 5).float().reshape(n, 5),
-    )
-    return FramePrediction(shape, found, torch.rand(6, 9), torch.rand(4, 3, 5), torch.zeros(3))
-
-
-def offers(
-    pred: FramePrediction,
-    what: BoxSpec,
-    labelled: Regions = NOTHING,
-    blocked: Regions = NOTHING,
-    answered: Regions = NOTHING,
-    waiting: Regions = NOTHING,
-) -> Offers:
-    return frame_offers(
-        pred, what, image_id="f", image=4, group=2, labelled=labelled, blocked=blocked,
-        judged=Judged(answered, waiting), seed=1,
-    )  # fmt: skip
 
 
 def centres_in(pred: FramePrediction, box: tuple[tuple[int, ...], tuple[int, ...]]) -> list[int]:
@@ -230,9 +167,9 @@ def test_no_boxes_at_all() -> None:
     for kind in ("crop", "image", "box"):
         made = offers(boxed(), spec(kind), labelled=Regions.of([((0, 0), (3, 4))], 2))
         free = ~made.labelled
-        assert int(free.sum()) == {"crop": int(free.sum()), "image": 0, "box": 0}[kind]
+        assert (kind == "image") == (int(free.sum()) == 0) and not len(singles(made))
         # where no box was kept, the dense map says where to look
-        assert ((made.score[free] > 0).all() or kind != "crop") and (made.class_score == 0).all()
+        assert (made.score[free] > 0).all() and (made.class_score == 0).all()
         assert (made.shares[:, 0] == 1).all() and len(made.parts.row) == 0  # type: ignore[union-attr]
         assert kind != "crop" or int(free.sum()) > 3
 
@@ -253,7 +190,7 @@ def test_a_crowd_of_two_thousand() -> None:
     assert float(crops.score[0] * crops.extent[0]) == pytest.approx(
         float(values[centres_in(pred, box)].sum()), rel=1e-4
     )
-    assert 1990 <= len(single) <= 2000
+    assert 1990 <= len(singles(single)) <= 2000
 
 
 # --- taken ground, kinds, alignment
@@ -273,15 +210,16 @@ def test_nothing_on_taken_ground_and_everything_in_the_frame(kind: str, seed: in
     ground = torch.zeros(SHAPE)
     for box in places.boxes():
         ground[slices(box)] = 1
-    on = [float(ground[slices(box)].mean()) for box in free.regions.boxes()]
-    assert all(share < (0.5 if kind == "box" else 1e-9) for share in on)
-    if kind == "box":
-        every = offers(pred, spec(kind)).regions.boxes()
-        assert {*free.regions.boxes()} == {b for b in every if float(ground[slices(b)].mean()) < 0.5}
+    assert all(float(ground[slices(box)].max()) == 0 for box in free[free.kind != KINDS.index("box")].regions.boxes())
+    every = singles(offers(pred, spec(kind))).regions.boxes()
+    assert {*singles(free).regions.boxes()} == {b for b in every if float(ground[slices(b)].mean()) < 0.5}
     assert (free.regions.start >= 0).all() and (free.regions.stop <= torch.tensor(SHAPE)).all()
     assert made.labelled.tolist() == [False] * len(free) + [True] * known
     assert list(made[made.labelled].regions.boxes()) == list(labelled.boxes())
-    assert (made.kind[~made.labelled] == KINDS.index(kind)).all()
+    kinds = [KINDS[k] for k in free.kind.tolist()]
+    assert kinds == ["box"] * len(singles(free)) + [kind if kind == "image" else "crop"] * (
+        len(free) - len(singles(free))
+    )
     assert torch.equal(made.key, region_keys("f", made.regions)) and len(free.key.unique()) == len(free)
     assert (made.image == 4).all() and (made.group == 2).all()
     assert made.embedding.shape == (len(made), 4) and made.embedding.isfinite().all()
@@ -302,7 +240,7 @@ def test_embedding_is_the_mean_of_the_cells_under_a_region() -> None:
 
 def test_single_boxes_are_the_predictions_with_their_price() -> None:
     pred = boxed([2.2, 3.4, 9.6, 12.0], [15.0, 20.0, 23.0, 35.0], sure=0.6)
-    made = offers(pred, spec("box"))
+    made = singles(offers(pred, spec("box")))
     assert list(made.regions.boxes()) == [((2, 3), (10, 12)), ((15, 20), (23, 35))]
     values = box_scores("predictive_entropy", pred.found, pred.difficulty)
     assert torch.equal(made.score, values) and made.extent.tolist() == [1, 1]
@@ -318,7 +256,7 @@ def test_a_judged_box_hides_its_like_and_no_neighbour() -> None:
     judged = Regions.of([((2, 3), (10, 11))], 2)
     for rows, ground in enumerate(({"waiting": judged}, {"answered": judged})):
         made = offers(pred, spec("box"), **ground)
-        assert list(made[~made.labelled].regions.boxes()) == [((2, 8), (10, 16))]
+        assert list(singles(made).regions.boxes()) == [((2, 8), (10, 16))]
         assert [KINDS[k] for k in made.kind[made.labelled].tolist()] == ["box"] * rows
 
 
@@ -327,10 +265,12 @@ def test_a_judged_box_of_any_size_is_no_whole_ground() -> None:
     pred = boxed([2.0, 2, 5, 5], [0.0, 0, 8, 11])
     for size in (((0, 0), (8, 12)), ((0, 0), SHAPE)):
         made = offers(pred, spec("box"), answered=Regions.of([size], 2))
-        assert ((2, 2), (5, 5)) in made[~made.labelled].regions.boxes()
+        assert ((2, 2), (5, 5)) in singles(made).regions.boxes()
     crop = Regions.of([((0, 0), (7, 9))], 2)  # and ground of no size that is asked is whole ground still
     made = offers(pred, spec("box"), labelled=crop, answered=Regions.of([((20, 20), (22, 22))], 2))
-    assert made.labelled.all() and [KINDS[k] for k in made.kind.tolist()] == ["crop", "box"]
+    assert not len(singles(made))
+    made = made[made.labelled]
+    assert [KINDS[k] for k in made.kind.tolist()] == ["crop", "box"]
     assert list(made.regions.boxes()) == [((0, 0), (7, 9)), ((20, 20), (22, 22))]
 
 
@@ -339,15 +279,13 @@ def test_whole_ground_hides_a_box_of_which_half_lies_on_it() -> None:
     sliver, half = Regions.of([((0, 0), (24, 5))], 2), Regions.of([((0, 0), (24, 6))], 2)
     halves = Regions.of([((0, 0), (24, 4)), ((0, 8), (24, 12))], 2)  # a quarter each
     for name in ("labelled", "blocked"):
-        count = [
-            int((~offers(pred, spec("box"), **{name: ground}).labelled).sum()) for ground in (sliver, half, halves)
-        ]
+        count = [len(singles(offers(pred, spec("box"), **{name: ground}))) for ground in (sliver, half, halves)]
         assert count == [1, 0, 0]
 
 
 def test_predictions_that_round_to_one_region_are_asked_once_and_a_speck_is_a_pixel() -> None:
     pred = boxed([2.0, 2, 8, 8], [2.1, 2.2, 7.9, 8.0], [5.6, 9.6, 5.8, 9.8], [23.6, 35.7, 24.0, 36.0])
-    made = offers(pred, spec("box"))
+    made = singles(offers(pred, spec("box")))
     assert list(made.regions.boxes()) == [((2, 2), (8, 8)), ((6, 10), (7, 11)), ((23, 35), (24, 36))]
     assert torch.equal(made.parts.embedding, pred.found.embedding[[0, 2, 3]])  # type: ignore[union-attr]
 
@@ -430,7 +368,7 @@ def test_a_box_query_is_proposed_its_own_box_even_a_speck() -> None:
     pred = boxed([2.0, 2, 8, 8], [2.1, 2.2, 7.9, 8.0], [5.6, 9.6, 5.8, 9.8], [3.0, 3, 7, 7])
     pred.found.probs[0] = torch.tensor([0.1, 0.0, 0.9])
     made = offers(pred, spec("box"))
-    found = frame_proposals(pred, made.regions, boxes_only=True)
+    found = frame_proposals(pred, singles(made).regions, boxes_only=True)
     assert [p.label.tolist() for p in found] == [
         [[2, 2, 8, 8, 2, 0]],  # the better of two that round alike, as it was offered
         [[6, 10, 7, 11, 1, 0]],

@@ -74,3 +74,16 @@ def test_corners_come_back_to_the_stored_frame() -> None:
     apart = (few[:, None] - found[1].corners[None]).abs().amax(2).amin(1)
     assert apart.median() < 3  # the prefilter changes pixels a little
     assert (found[1].corners[:, 2] > 40).any()
+
+
+def test_the_floor_is_the_score_under_which_boxes_were_dropped() -> None:
+    frame = np.random.default_rng(0).integers(0, 255, (3, 32, 48)).astype(np.float32)
+    for least, most in ((0.05, 3), (0.05, 10_000), (0.9, 3)):
+        detection = DetectionConfig(backbone="tiny", min_score=least, max_boxes=most)
+        torch.manual_seed(0)
+        detector = TorchvisionDetector(NetworkConfig(name="faster_rcnn"), detection, 3)
+        pred = predict_frame(
+            [detector], frame, image_id="a", detection=detection, uncertainty=UncertaintyConfig(), difficulty=(0.0,) * 3
+        )
+        assert (len(pred.found) == most) == (most == 3 and least < 0.9)
+        assert pred.floor == (float(pred.found.scores.min()) if len(pred.found) == most else least)

@@ -224,6 +224,31 @@ def test_on_a_whole_frame_a_box_answers_one_query(tmp_path: Path, pool: Pool) ->
     assert labels["r00-002"].tolist() == [[80, 60, 89, 69, 1, OBJECT]]
 
 
+@pytest.mark.parametrize("name", ["coco_crops.json", "coco_frames.json"])
+def test_a_missed_object_is_drawn_in_its_look_and_not_in_the_box_query_beside(
+    name: str, tmp_path: Path, pool: Pool
+) -> None:
+    """A box, and two looks that show some of its surroundings: in one an object was missed, the other is empty."""
+    box = region("r00-000", "a", (60, 100), (80, 140), "box")
+    look, empty = region("r00-001", "a", (60, 145), (90, 185)), region("r00-002", "a", (85, 90), (115, 130))
+    nothing = Proposal(table([]), np.zeros((30, 40), np.float32), np.zeros(0))
+    kept = Proposal(table([[60, 100, 80, 140, 1, OBJECT]]), np.zeros((20, 40), np.float32), np.array([0.9]))
+    proposed = {"r00-000": kept, "r00-001": nothing, "r00-002": nothing}
+    batch = export(tmp_path, pool, box, look, empty, proposed=proposed)
+    guide = (batch / "README.txt").read_text().splitlines()
+    assert [line.endswith("  box") for line in guide if line.startswith("  r00-")] == [True, False, False]
+    content = review(document(batch, name))
+    assert [a["attributes"].get("query_id") for a in content["annotations"] if a["category_id"] == 1] == ["r00-000"]
+    if name == "coco_crops.json":
+        draw(content, "r00-001", [5.0, 4.0, 12.0, 16.0], 2)
+    else:
+        draw(content, "a", [150.0, 64.0, 12.0, 16.0], 2)
+    give_back(batch, content)
+    labels, problems = labels_of(batch)
+    assert problems == [] and labels["r00-000"].tolist() == [[60, 100, 80, 140, 1, OBJECT]]
+    assert labels["r00-001"].tolist() == [[64, 150, 80, 162, 2, OBJECT]] and labels["r00-002"].shape == (0, 6)
+
+
 def test_two_queries_that_one_object_overlaps_share_nothing(tmp_path: Path, pool: Pool) -> None:
     one, other = region("r00-000", "a", (50, 50), (70, 70), "box"), region("r00-001", "a", (50, 60), (70, 80), "box")
     batch = export(tmp_path, pool, one, other, proposed={})
