@@ -92,11 +92,12 @@ class QueryConfig(Settings):
     kind: Literal["crop", "slice", "image", "box"] = Field(
         default="crop",
         description="crop: windows; slice: axial slices; image: all of it; box (detection): single predictions "
-        "to verify, fix or reject; the start set is then asked as crops",
+        "to verify, fix or reject, and crops beside them to draw what was missed; the start set is asked as crops",
     )
     sizes: tuple[tuple[int, ...], ...] = Field(
         default=((32, 32, 32),),
-        description="crop: one or several box sizes. Volumes: right-left, back-front, feet-head; frames: rows, columns",
+        description="crop, box: one or several sizes of crops. Volumes: right-left, back-front, feet-head; "
+        "frames: rows, columns",
         min_length=1,
     )
     unit: Literal["voxel", "mm"] = Field(default="voxel", description="unit of sizes (frames: pixels)")
@@ -104,7 +105,8 @@ class QueryConfig(Settings):
     per_image: int = Field(
         default=12,
         ge=1,
-        description="candidates kept an image and size; as many again by class quota, and as many drawn blindly",
+        description="candidates kept an image and size; but for kind box, as many again by class quota, and as many "
+        "drawn blindly",
     )
     scan_images: int | None = Field(
         default=None, ge=1, description="score only so many pool images a round, drawn by seed; null: all"

@@ -71,7 +71,7 @@ def test_a_look_lies_where_the_map_is_high_and_nothing_was_kept() -> None:
 
 
 @given(st.integers(0, 10**6), st.integers(0, 9), st.integers(0, 2), st.sampled_from([1, 3]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_the_best_look_is_the_best_of_all_that_may_be(seed: int, boxes: int, known: int, stride: int) -> None:
     pred = prediction(seed, boxes)
     start = torch.randint(0, 12, (known, 2), generator=torch.Generator().manual_seed(seed))
@@ -138,7 +138,7 @@ def test_sizes_are_those_of_the_settings() -> None:
 @given(
     st.integers(0, 10**6), st.integers(0, 12), st.sampled_from([0.0, 0.05, 0.3]), st.sampled_from(["margin", "spread"])
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_the_price_and_the_score_of_a_look(seed: int, boxes: int, floor: float, score: str) -> None:
     pred = replace(prediction(seed, boxes), floor=floor)
     values = box_scores(score, pred.found, pred.difficulty)
@@ -188,7 +188,7 @@ def test_the_least_sure_boxes_say_how_many_were_dropped() -> None:
 
 
 @given(st.integers(0, 10**6), st.integers(0, 12))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_a_frames_looks_of_one_size_and_its_boxes_never_bar_each_other(seed: int, boxes: int) -> None:
     made = offers(prediction(seed, boxes), spec("box"))
     for row in (~made.labelled).nonzero()[:, 0].tolist():
