@@ -36,11 +36,12 @@ class _Column:
     width: tuple[int, ...]
 
     def mapped(self, folder: Path, rows: int) -> Tensor:
-        """A view of the first rows; writing to it changes neither the file nor another view."""
+        """A view of the first rows; what is written to it goes to the file."""
         shape, dtype = (rows, *self.width), getattr(torch, self.dtype)
         if not math.prod(shape):
             return torch.empty(shape, dtype=dtype)
-        return torch.from_file(str(folder / self.file), shared=False, size=math.prod(shape), dtype=dtype).view(shape)
+        # shared: the system grants a private view only of what would fit into memory
+        return torch.from_file(str(folder / self.file), shared=True, size=math.prod(shape), dtype=dtype).view(shape)
 
     def write(self, folder: Path, before: int, values: Tensor) -> None:
         """Put values behind the first `before` rows, in the place of whatever was there."""

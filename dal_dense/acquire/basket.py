@@ -116,11 +116,9 @@ class Basket:
     def _close(self, taken: Offers, rows: Int[Tensor, " K"]) -> None:
         """What a purchase of these rows of `taken` does to the prices here."""
         images, groups = taken.image[rows].tolist(), taken.group[rows].tolist()
-        if opened := [i for i in dict.fromkeys(images) if i not in self._per_image]:
-            block, _ = self.blocks.rows_of(opened)
-            price = self.price[block]
-            self.price[block] = torch.where(price.isinf(), price, self.offers.seconds[block].double())
-        self._forbid_overlaps(taken, rows)
+        block = self._forbid_overlaps(taken, rows)
+        price = self.price[block]  # the opening is paid: of the second region of an image this changes nothing
+        self.price[block] = torch.where(price.isinf(), price, self.offers.seconds[block].double())
         if self.budget.min_gap is not None:
             self._forbid_near_times(taken, rows)
         full = _count(self._per_image, images, self.budget.max_per_image)
@@ -131,11 +129,11 @@ class Basket:
             inside = torch.isin(self._group_of, torch.tensor(full))
             self.price[self.blocks.rows_of(self.blocks.images[inside])[0]] = torch.inf
 
-    def _forbid_overlaps(self, taken: Offers, rows: Int[Tensor, " K"]) -> None:
+    def _forbid_overlaps(self, taken: Offers, rows: Int[Tensor, " K"]) -> Int[Tensor, " R"]:
         """No row that shares a voxel with one of these rows of `taken`, itself included, may be taken any more.
 
         Single boxes may touch: none that means the same object as another (IoU 0.5) may be taken, and none of
-        which half lies on a region that is whole ground.
+        which half lies on a region that is whole ground. Returns all rows of the images concerned.
         """
         block, owner = self.blocks.rows_of(taken.image[rows])
         ground, regions = rows[owner], self.offers.regions
@@ -152,6 +150,7 @@ class Basket:
             of = torch.where(single, torch.where(alone, either, theirs), torch.where(alone, mine, 0))
             clash &= shared >= SAME_OBJECT * of
         self.price[block[clash]] = torch.inf
+        return block
 
     def _forbid_near_times(self, taken: Offers, rows: Int[Tensor, " K"]) -> None:
         """No other image of the group that was taken less than `min_gap` before or after."""
