@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
+from dal_dense.errors import DataError
 from dal_dense.regions import Regions
 
 KINDS = ("crop", "slice", "image", "box")
@@ -35,7 +36,7 @@ class Parts:
     weight: Float[Tensor, " M"]
     embedding: Float[Tensor, "M E"]
 
-    def of_rows(self, rows: Tensor, count: int) -> Parts:
+    def of_rows(self, rows: Tensor | slice, count: int) -> Parts:
         """Those of some rows, numbered anew; `count` is how many rows there were."""
         index = torch.arange(count, device=self.row.device)[rows]
         new = torch.full((count,), -1, dtype=torch.int64, device=self.row.device)
@@ -103,7 +104,7 @@ class Offers:
     def __len__(self) -> int:
         return len(self.regions)
 
-    def __getitem__(self, rows: Tensor) -> Offers:
+    def __getitem__(self, rows: Tensor | slice) -> Offers:
         picked = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name not in ("extra", "parts")}
         parts = None if self.parts is None else self.parts.of_rows(rows, len(self))
         return replace(self, **picked, extra={k: v[rows] for k, v in self.extra.items()}, parts=parts)
@@ -124,6 +125,27 @@ class Offers:
         moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name not in ("extra", "parts")}
         parts = None if self.parts is None else self.parts.to(device)
         return replace(self, **moved, extra={k: v.to(device) for k, v in self.extra.items()}, parts=parts)
+
+
+def check(offers: Offers) -> None:
+    """Look for numbers that no strategy can reckon with.
+
+    Raises:
+        DataError: if a column holds NaN, infinite or negative numbers (an embedding may hold negative ones).
+    """
+    for name in ("score", "class_score", "shares", "objects", "seconds", "image_seconds", "embedding"):
+        column = getattr(offers, name)
+        if not column.numel():
+            continue
+        low, high = column.aminmax()  # NaN if any entry is; no column of truth values is made
+        if low.isfinite() and high.isfinite() and (low >= 0 or name == "embedding"):
+            continue
+        bad = ~column.isfinite() if name == "embedding" else ~(column.isfinite() & (column >= 0))
+        row = int(bad.reshape(len(offers), -1).any(1).nonzero()[0, 0])
+        raise DataError(
+            f"Offers.{name} must be finite{'' if name == 'embedding' else ' and >= 0'}; row {row} (image row "
+            f"{int(offers.image[row])}) holds {column[row].tolist()}; look at that image and the task's outputs"
+        )
 
 
 def concat(parts: Sequence[Offers]) -> Offers:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,7 +25,8 @@ from dal_dense.images import read_header, read_image
 from dal_dense.labels import classes_in, ground, labelled_images, whole
 from dal_dense.noise import text_key, uniform
 from dal_dense.offer_maps import geometry_offers
-from dal_dense.offers import KINDS, Offers, concat
+from dal_dense.offer_store import Gathered, without_images
+from dal_dense.offers import KINDS, Offers
 from dal_dense.pool import ImageRecord
 from dal_dense.query import Query, QueryRegion
 from dal_dense.query_sizes import offer_spec
@@ -78,6 +80,7 @@ def ask(run: Run, number: int) -> Query | None:
         run.screen.say("nothing is left to ask" if exhausted else "the budget is spent: what is left buys no region")
         return None
     run.ledger.record_query(query, seconds_to_choose=time.monotonic() - began)
+    shutil.rmtree(stored_offers(run), ignore_errors=True)
     return query
 
 
@@ -89,12 +92,17 @@ def _chosen(run: Run, query: Query, seconds: float) -> Query:
     budget = Budget(seconds, asked.max_per_image, asked.max_per_group, asked.min_gap)
     when = Round(query.round, run.config.budget.rounds, query.seed)
     while True:
-        chosen = acquire(offers, budget, run.config.strategy, when, quota_classes=run.quota_classes)
+        chosen = acquire(offers, budget, run.config.strategy, when, quota_classes=run.quota_classes, checked=True)
         bad = unreadable(run, {names[i] for i in offers.image[chosen.rows].tolist()})
         if not bad:
             return query_of(query, offers, chosen, names, run.pool.classes)
         gone = torch.tensor([name in bad for name in names], device=offers.device)
-        offers = offers[~gone[offers.image]]
+        offers = without_images(offers, gone, stored_offers(run))
+
+
+def stored_offers(run: Run) -> Path:
+    """Where the offers of a large pool lie while a query is chosen."""
+    return run.folder / "offers"
 
 
 def offers_of_pool(run: Run, number: int, strategy: str) -> tuple[Offers, list[str]]:
@@ -112,7 +120,8 @@ def offers_of_pool(run: Run, number: int, strategy: str) -> tuple[Offers, list[s
     seen = {r.id for r in records}
     answered = {i for i, single in judged.items() if len(single.answered)}
     records += [run.pool[i] for i in sorted({*labelled, *answered} - seen)]  # for their labelled rows only
-    parts: list[Offers] = []
+    shutil.rmtree(stored_offers(run), ignore_errors=True)  # of a round that was cut off
+    gathered = Gathered(stored_offers(run))
     for i, record in enumerate(records):
         if run.screen.stopping():
             raise Stopped
@@ -127,12 +136,13 @@ def offers_of_pool(run: Run, number: int, strategy: str) -> tuple[Offers, list[s
             if run.config.query.min_gap is not None:
                 time = torch.full_like(found.seconds, math.nan if record.time is None else record.time).double()
                 found = replace(found, extra={**found.extra, "time": time})
-            parts.append(found)
         except DataError as problem:
             quarantine(run, record.id, problem)
-    if not parts:
+        else:
+            gathered.add(found)
+    if gathered.nothing:
         raise PoolExhausted("no image is left to ask from; add images to the pool, or see the quarantined files above")
-    return concat(parts), [r.id for r in records]
+    return gathered.all(), [r.id for r in records]
 
 
 def _by_model(run: Run, number: int) -> Callable[..., Offers]:

@@ -2,7 +2,7 @@
 
 Opening an image is charged once, so the price of a region depends on what was taken before it.
 A row that is skipped because it is too dear never becomes affordable later: the purchase that
-would waive its opening has paid that opening itself.
+would waive its opening has paid that opening itself (up to the rounding of one float32 sum).
 """
 
 from __future__ import annotations
@@ -14,16 +14,21 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dal_dense.acquire.base import Budget
+from dal_dense.acquire.blocks import Blocks
 from dal_dense.offers import KINDS, Offers
 
 SAME_OBJECT = 0.5
 """IoU from which two single boxes are taken to mean one object; share of a single box from which ground holds it."""
+_SINGLE = KINDS.index("box")
+_AT_ONCE = 4096
+"""Regions whose images' rows are looked at together."""
 
 
 class Basket:
     """Rows taken so far and what each row would cost now.
 
-    Memory is O(N); a purchase touches the rows of its image, and those of its group at the cap.
+    Eight bytes a row, and eight more where the rows of an image do not lie together. A purchase touches the
+    rows of its image, those of its group at the cap, and those of frames near in time.
 
     Attributes:
         price: seconds a row would cost now, its image's opening included unless paid, float64 (N,);
@@ -34,7 +39,8 @@ class Basket:
 
     price: Float[Tensor, " N"]
 
-    def __init__(self, offers: Offers, budget: Budget) -> None:
+    def __init__(self, offers: Offers, budget: Budget, known: Offers | None = None) -> None:
+        """`known`: labelled rows of other shards; frames keep their `min_gap` from them too."""
         self.offers, self.budget = offers, budget
         self.spent = 0.0
         self.rows: list[int] = []
@@ -42,23 +48,27 @@ class Basket:
         self.values: list[float] = []
         self._per_image: dict[int, int] = {}
         self._per_group: dict[int, int] = {}
-        self._single = offers.kind == KINDS.index("box")
-        images, index, count = torch.unique(offers.image, return_inverse=True, return_counts=True)
-        self._by_image: Tensor = index.argsort(stable=True)
-        ends = count.cumsum(0).tolist()
-        self._block = {i: slice(a, b) for i, a, b in zip(images.tolist(), [0, *ends], ends, strict=False)}
-        opening = torch.zeros_like(images, dtype=torch.float32)
-        opening = opening.scatter_reduce(0, index, offers.image_seconds, "amax")[index]
+        self.blocks = Blocks(offers.image)
+        apart = budget.max_per_group is not None or budget.min_gap is not None
+        self._group_of = self.blocks.of_images(offers.group) if apart else None
+        self._opening = self.blocks.largest(offers.image_seconds)
         # rounded to float32 first: these are the very numbers that the selection reports
-        self.price = (offers.seconds + opening).double()
-        for row in offers.labelled.nonzero()[:, 0].tolist():
-            self._forbid_overlaps(row)
-        for row in self._labelled_images():
-            self._forbid_near_times(row)
+        self.price = (self.blocks.spread(self._opening) + offers.seconds).double()
+        labelled = offers.labelled.nonzero()[:, 0]
+        for some in torch.split(labelled, _AT_ONCE):
+            self._forbid_overlaps(offers, some)
+        if budget.min_gap is not None:
+            self._forbid_near_times(offers, labelled)
+            if known is not None:
+                self._forbid_near_times(known, torch.arange(len(known)))
 
     def affordable(self) -> Bool[Tensor, " N"]:
         """Rows that may be taken now."""
         return self.spent + self.price <= self.budget.seconds
+
+    def opening_of(self, rows: Int[Tensor, " K"]) -> Float[Tensor, " K"]:
+        """Seconds to open the images of these rows, paid already or not."""
+        return self._opening[self.blocks.places(self.offers.image[rows])]
 
     def best(self, value: Float[Tensor, " N"], among: Bool[Tensor, " N"] | None = None) -> int | None:
         """The affordable row of greatest value, of equals the first; None if there is none."""
@@ -76,24 +86,24 @@ class Basket:
         paid = float(self.price[row])
         if not self.spent + paid <= self.budget.seconds:
             raise ValueError(f"row {row} costs {paid:g} s and may not be taken; take only rows of affordable()")
-        image, group = int(self.offers.image[row]), int(self.offers.group[row])
         self.spent += paid
         self.rows.append(row)
         self.seconds.append(paid)
         self.values.append(float(value))
-        block = self._rows_of(image)
-        if image not in self._per_image:
-            price = self.price[block]
-            self.price[block] = torch.where(price.isinf(), price, self.offers.seconds[block].double())
-        self._forbid_overlaps(row)
-        self._forbid_near_times(row)
-        self._per_image[image] = self._per_image.get(image, 0) + 1
-        if self._per_image[image] == self.budget.max_per_image:
-            self.price[block] = torch.inf
-        self._per_group[group] = self._per_group.get(group, 0) + 1
-        if self._per_group[group] == self.budget.max_per_group:
-            self.price.masked_fill_(self.offers.group == group, torch.inf)
+        self._close(self.offers, torch.tensor([row], device=self.offers.device))
         return paid
+
+    def note(self, taken: Offers, spent: float) -> None:
+        """Reckon with rows that were bought elsewhere, whether or not they are among the rows here.
+
+        Args:
+            taken: the rows, of columns that mean the same as here; their images may be unknown here.
+            spent: seconds of all rows taken by now, here and elsewhere.
+        """
+        taken = taken.to(self.offers.device)
+        for some in torch.split(torch.arange(len(taken), device=self.offers.device), _AT_ONCE):
+            self._close(taken, some)
+        self.spent = spent
 
     def copy(self, budget: Budget | None = None) -> Basket:
         """An independent basket with the same content, to try a plan, also with another budget."""
@@ -104,40 +114,62 @@ class Basket:
         other._per_image, other._per_group = dict(self._per_image), dict(self._per_group)
         return other
 
-    def _rows_of(self, image: int) -> Int[Tensor, " n"]:
-        rows: Tensor = self._by_image[self._block[image]]
-        return rows
+    def _close(self, taken: Offers, rows: Int[Tensor, " K"]) -> None:
+        """What a purchase of these rows of `taken` does to the prices here."""
+        images, groups = taken.image[rows].tolist(), taken.group[rows].tolist()
+        block = self._forbid_overlaps(taken, rows)
+        price = self.price[block]  # the opening is paid: of the second region of an image this changes nothing
+        self.price[block] = torch.where(price.isinf(), price, self.offers.seconds[block].double())
+        if self.budget.min_gap is not None:
+            self._forbid_near_times(taken, rows)
+        full = _count(self._per_image, images, self.budget.max_per_image)
+        if full:
+            self.price[self.blocks.rows_of(full)[0]] = torch.inf
+        full = _count(self._per_group, groups, self.budget.max_per_group)
+        if full and self._group_of is not None:
+            inside = torch.isin(self._group_of, torch.tensor(full))
+            self.price[self.blocks.rows_of(self.blocks.images[inside])[0]] = torch.inf
 
-    def _forbid_overlaps(self, row: int) -> None:
-        """No row that shares a voxel with this one, itself included, may be taken any more.
+    def _forbid_overlaps(self, taken: Offers, rows: Int[Tensor, " K"]) -> Int[Tensor, " R"]:
+        """No row that shares a voxel with one of these rows of `taken`, itself included, may be taken any more.
 
         Single boxes may touch: none that means the same object as another (IoU 0.5) may be taken, and none of
-        which half lies on a region that is whole ground.
+        which half lies on a region that is whole ground. Returns all rows of the images concerned.
         """
-        block, regions = self._rows_of(int(self.offers.image[row])), self.offers.regions
-        low = torch.maximum(regions.start[block], regions.start[row])
-        high = torch.minimum(regions.stop[block], regions.stop[row])
+        block, owner = self.blocks.rows_of(taken.image[rows])
+        ground, regions = rows[owner], self.offers.regions
+        start, stop = regions.start[block], regions.stop[block]
+        low = torch.maximum(start, taken.regions.start[ground])
+        high = torch.minimum(stop, taken.regions.stop[ground])
         clash = (high > low).all(1)
-        single, alone = self._single[block], self._single[row]
-        if alone or single.any():
+        single, alone = self.offers.kind[block] == _SINGLE, taken.kind[ground] == _SINGLE
+        if (single | alone).any():
             shared = (high - low).clamp_min(0).prod(1).double()
-            mine, theirs = regions[row : row + 1].volume(), regions[block].volume()
+            theirs = (stop - start).prod(1)
+            mine = (taken.regions.stop[ground] - taken.regions.start[ground]).prod(1)
             either = mine + theirs - shared
             of = torch.where(single, torch.where(alone, either, theirs), torch.where(alone, mine, 0))
             clash &= shared >= SAME_OBJECT * of
         self.price[block[clash]] = torch.inf
+        return block
 
-    def _labelled_images(self) -> list[int]:
-        """One labelled row of each image that has any."""
-        labelled = self.offers.labelled.nonzero()[:, 0].tolist() if self.budget.min_gap is not None else []
-        images = self.offers.image[labelled].tolist()
-        return list(dict(zip(images, labelled, strict=True)).values())
-
-    def _forbid_near_times(self, row: int) -> None:
+    def _forbid_near_times(self, taken: Offers, rows: Int[Tensor, " K"]) -> None:
         """No other image of the group that was taken less than `min_gap` before or after."""
         gap, time = self.budget.min_gap, self.offers.extra.get("time")
-        if gap is None or time is None:
+        group_of = self._group_of
+        if gap is None or time is None or group_of is None or not len(rows):
             return
-        o = self.offers
-        near = (o.group == o.group[row]) & (o.image != o.image[row]) & ((time - time[row]).abs() < gap)
-        self.price[near] = torch.inf  # NaN, a time that nobody knows, is near to nothing
+        time_of = self.blocks.of_images(time)
+        near = torch.zeros_like(group_of, dtype=torch.bool)
+        columns = (taken.image[rows].tolist(), taken.group[rows].tolist(), taken.extra["time"][rows].tolist())
+        for image, group, when in dict.fromkeys(zip(*columns, strict=True)):
+            # NaN, a time that nobody knows, is near to nothing
+            near |= (group_of == group) & (self.blocks.images != image) & ((time_of - when).abs() < gap)
+        self.price[self.blocks.rows_of(self.blocks.images[near])[0]] = torch.inf
+
+
+def _count(counts: dict[int, int], found: list[int], cap: int | None) -> list[int]:
+    """Add to the counts; which of the numbers found have reached the cap by now."""
+    for number in found:
+        counts[number] = counts.get(number, 0) + 1
+    return [] if cap is None else [n for n in dict.fromkeys(found) if counts[n] >= cap]

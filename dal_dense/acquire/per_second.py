@@ -12,38 +12,42 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from dal_dense.acquire.base import Round
+from dal_dense.acquire.base import Budget, Round
 from dal_dense.acquire.basket import Basket
+from dal_dense.acquire.shortlist import Picks, Shard, fill, joined, rank_of
 from dal_dense.acquire.values import summed_score
 from dal_dense.config import StrategyConfig
 from dal_dense.offers import Offers
 
-_INSTANT = 1e-9
-"""Seconds that stand for a price of zero."""
+
+def per_second(offers: Offers, options: StrategyConfig, when: Round) -> Float[Tensor, " N"]:
+    """Score times volume."""
+    return summed_score(offers)
 
 
-def per_second(
-    offers: Offers, basket: Basket, options: StrategyConfig, when: Round, quota_classes: Sequence[int]
-) -> None:
-    """Score times volume over seconds, the image's opening included until it is paid.
+def better_of_two(shards: Sequence[Shard], budget: Budget) -> Picks:
+    """Worth over seconds, the image's opening included until it is paid.
 
     If the best single region is worth more than all that this buys, it is taken first and the
     rest of the budget filled by the same rule. Where regions neither overlap nor share openings and
     no cap binds, the result is worth at least half of the best possible.
     """
-    value = summed_score(offers)
-    plan = basket.copy()
-    _fill(plan, value)
-    single = basket.best(value)
-    if single is not None and float(value[single]) > float(value[plan.rows].sum()):
-        basket.take(single, value[single] / basket.price[single].clamp_min(_INSTANT))
-    _fill(basket, value)
+    single = _single(shards, budget)
+    plan = fill(shards, budget, per_second=True)
+    if single.rows is None or plan.rows is None or float(single.rows.worth.sum()) <= float(plan.rows.worth.sum()):
+        return plan
+    return fill(shards, budget, single, per_second=True)
 
 
-def _fill(basket: Basket, value: Float[Tensor, " N"]) -> None:
+def _single(shards: Sequence[Shard], budget: Budget) -> Picks:
+    """The region of the greatest worth that the budget buys."""
+    count = 1
     while True:
-        rate = value / basket.price.clamp_min(_INSTANT)
-        row = basket.best(rate)
-        if row is None:
-            return
-        basket.take(row, rate[row])
+        rows, floor = joined([shard(Picks(), count, False) for shard in shards])
+        basket = Basket(rows.offers, budget)
+        row = basket.best(rows.worth)
+        if row is not None:
+            basket.take(row, rank_of(rows.worth, basket.price, True)[row])
+        if row is not None or floor is None:
+            return Picks().and_those_of(basket, rows)
+        count *= 4  # only rows that rounding might make affordable: look further

@@ -5,18 +5,16 @@ Kirsch et al. 2021 (stochastic batch acquisition); as PowerPE in nnActive (Lüth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from jaxtyping import Float
+from torch import Tensor
 
 from dal_dense import noise
 from dal_dense.acquire.base import Round
-from dal_dense.acquire.basket import Basket
 from dal_dense.acquire.values import log_of
 from dal_dense.config import StrategyConfig
 from dal_dense.offers import Offers
 
 
-def power(offers: Offers, basket: Basket, options: StrategyConfig, when: Round, quota_classes: Sequence[int]) -> None:
+def power(offers: Offers, options: StrategyConfig, when: Round) -> Float[Tensor, " N"]:
     """log(score) + Gumbel / beta: draws without replacement, with chance proportional to score^beta."""
-    value = log_of(offers.score) + noise.gumbel(offers.key, when.seed_for("power"), "power") / options.beta
-    while (row := basket.best(value)) is not None:
-        basket.take(row, value[row])
+    return log_of(offers.score) + noise.gumbel(offers.key, when.seed_for("power"), "power") / options.beta

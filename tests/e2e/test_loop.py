@@ -18,6 +18,7 @@ from dal_dense.acquire import Selection, acquire
 from dal_dense.config import StrategyName
 from dal_dense.ledger import Ledger
 from dal_dense.ledger_rows import Answer
+from dal_dense.offer_store import OfferStore
 from dal_dense.offers import Offers
 from dal_dense.query import Query, QueryRegion
 from dal_dense.report.words import figure
@@ -106,6 +107,23 @@ def test_the_same_seed_asks_the_same_and_another_seed_does_not(
     here, there = expected[0], queries(tmp_path / "other")
     assert isinstance(here, list) and len(there) == 2
     assert all([r.box for r in a.regions] != [r.box for r in b.regions] for a, b in zip(here[:2], there, strict=True))
+
+
+def test_offers_that_go_over_the_disk_ask_the_same(
+    train_al: TrainAl, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: list[object]
+) -> None:
+    monkeypatch.setattr("dal_dense.offer_store.MANY", 7)
+    stored: list[int] = []
+
+    def seen(store: OfferStore, offers: Offers) -> None:
+        stored.append(len(offers))
+        append(store, offers)
+
+    append = OfferStore.append
+    monkeypatch.setattr(OfferStore, "append", seen)
+    fine(train_al(settings(data, tmp_path / "run")))
+    assert story(tmp_path / "run") == expected
+    assert len(stored) > 3 and not (tmp_path / "run" / "offers").exists()
 
 
 def test_called_again_a_finished_run_changes_nothing(

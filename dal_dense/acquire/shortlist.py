@@ -1,0 +1,149 @@
+"""Rules that give each row a rank of its own, over more rows than can be looked at for every pick.
+
+A shard (all of the pool, or the images of one machine) hands over its best rows and its floor: the rank
+that no other row of it can reach any more, whatever is bought. Picks are made among the rows handed over
+as long as they do not rank below the highest floor; then the shards reckon with the picks and hand over
+their next best. So the choice is that of the plain rule, which looks at every row for every pick, for
+any number of shards and any order of rows, while only a few thousand rows are held at once. It is the
+lazy evaluation of greedy rules (Minoux 1978) with bounds from ranks instead of submodularity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float64, Int
+from torch import Tensor
+
+from dal_dense.acquire.base import Budget
+from dal_dense.acquire.basket import Basket
+from dal_dense.offers import Offers, concat
+
+COUNT = 4096
+"""Rows that all shards together hand over at a time, those of the same images apart."""
+LEAST = 64
+"""Rows that one shard hands over at least."""
+_INSTANT = 1e-9
+"""Seconds that stand for a price of zero."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of some shards, with what is needed to choose among them, on the CPU.
+
+    Attributes:
+        offers: the rows without embedding, classes and objects; `image_seconds` is the image's opening.
+        shard, row: where they come from.
+        worth: what the rule ranks by, before it is divided by the price.
+    """
+
+    offers: Offers
+    shard: Int[Tensor, " K"]
+    row: Int[Tensor, " K"]
+    worth: Float64[Tensor, " K"]
+
+    def __getitem__(self, rows: Tensor) -> Rows:
+        return Rows(self.offers[rows], self.shard[rows], self.row[rows], self.worth[rows])
+
+    @classmethod
+    def of(cls, parts: Sequence[Rows]) -> Rows:
+        """All rows of all parts, in order."""
+        return cls(
+            concat([p.offers for p in parts]),
+            torch.cat([p.shard for p in parts]),
+            torch.cat([p.row for p in parts]),
+            torch.cat([p.worth for p in parts]),
+        )
+
+
+@dataclass(frozen=True)
+class Picks:
+    """Rows taken so far, in order.
+
+    Attributes:
+        rows: which; None before the first.
+        seconds, values: of each, as `Selection` reports them.
+        spent: their seconds, summed in the order of purchase.
+    """
+
+    rows: Rows | None = None
+    seconds: tuple[float, ...] = ()
+    values: tuple[float, ...] = ()
+    spent: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.seconds)
+
+    def and_those_of(self, basket: Basket, rows: Rows) -> Picks:
+        """With what a basket over `rows`, to which these picks are known, has bought."""
+        new = rows[torch.tensor(basket.rows, dtype=torch.int64)]
+        return Picks(
+            new if self.rows is None else Rows.of([self.rows, new]),
+            (*self.seconds, *basket.seconds),
+            (*self.values, *basket.values),
+            basket.spent,
+        )
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What a shard hands over.
+
+    Attributes:
+        rows: its best.
+        floor: rank and key of the last; every other row ranks below. None if there is no other.
+    """
+
+    rows: Rows
+    floor: tuple[float, int] | None
+
+
+Shard = Callable[[Picks, int, bool], Candidates]
+"""`shard(picks, count, per_second)`: its `count` best rows that may be affordable after these picks.
+
+All rows of an image lie in one shard; `image`, `group` and `key` mean the same in all of them.
+"""
+
+
+def fill(shards: Sequence[Shard], budget: Budget, picks: Picks | None = None, *, per_second: bool = False) -> Picks:
+    """Take the row of the highest rank that is affordable, again and again; of equals the smaller key.
+
+    Args:
+        shards: the pool.
+        budget: seconds and caps.
+        picks: what is taken already.
+        per_second: rank by worth over the price at the time, not by worth alone.
+    """
+    picks = picks or Picks()
+    count = max(LEAST, COUNT // len(shards))
+    while True:
+        rows, floor = joined([shard(picks, count, per_second) for shard in shards])
+        basket = Basket(rows.offers, budget)
+        if picks.rows is not None:
+            basket.note(picks.rows.offers, picks.spent)
+        while True:
+            rank = rank_of(rows.worth, basket.price, per_second)
+            row = basket.best(rank)
+            if row is None or (floor and (-float(rank[row]), int(rows.offers.key[row])) > (-floor[0], floor[1])):
+                break
+            basket.take(row, rank[row])
+        picks = picks.and_those_of(basket, rows)
+        if floor is None:
+            return picks
+        if not basket.rows:  # only rows that rounding might still make affordable: look further
+            count *= 4
+
+
+def rank_of(worth: Float64[Tensor, " n"], price: Float64[Tensor, " n"], per_second: bool) -> Float64[Tensor, " n"]:
+    """What rows are ranked by at these prices."""
+    return worth / price.clamp_min(_INSTANT) if per_second else worth
+
+
+def joined(found: Sequence[Candidates]) -> tuple[Rows, tuple[float, int] | None]:
+    """The rows of all shards, sorted by key, and the highest floor."""
+    rows = Rows.of([c.rows for c in found])
+    floors = [c.floor for c in found if c.floor is not None]
+    highest = max(floors, key=lambda f: (f[0], -f[1])) if floors else None
+    return rows[rows.offers.key.argsort(stable=True)], highest

@@ -1,0 +1,230 @@
+"""Rules that look at few rows choose what the plain rule chooses, which looks at every row for every pick."""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dal_dense.acquire import STRATEGIES, Basket, Budget, Ranking, Round, Selection, acquire, acquire_shards
+from dal_dense.config import StrategyConfig
+from dal_dense.errors import BudgetError, ConfigError, PoolExhausted
+from dal_dense.offers import Offers, concat
+from tests.conformance.test_strategies import Case, cases, clashes, random_offers
+
+RANKINGS = {name: rule for name, rule in STRATEGIES.items() if isinstance(rule, Ranking)}
+QUOTA = (1, 2)
+
+
+@contextmanager
+def few_at_once(count: int, part: int) -> Iterator[None]:
+    """Shortlists of `count` rows from columns read `part` rows at a time, so that small pools need many."""
+    with (
+        mock.patch("dal_dense.acquire.shortlist.COUNT", count),
+        mock.patch("dal_dense.acquire.shortlist.LEAST", 1),
+        mock.patch("dal_dense.acquire.shards.PART", part),
+        mock.patch("dal_dense.acquire.ranking.PART", part),
+    ):
+        yield
+
+
+def plain(name: str, offers: Offers, budget: Budget, when: Round) -> tuple[list[int], list[float], list[float]]:
+    """The rule as it is written: all rows are looked at for each pick. Keys, seconds and values."""
+    offers = offers[offers.key.argsort()]
+    worth = RANKINGS[name].worth(offers, StrategyConfig(name=name), when).double()
+
+    def filled(basket: Basket) -> Basket:
+        while True:
+            rank = worth / basket.price.clamp_min(1e-9) if name == "per_second" else worth
+            row = basket.best(rank)
+            if row is None:
+                return basket
+            basket.take(row, rank[row])
+
+    basket = filled(Basket(offers, budget))
+    if name == "per_second":
+        other = Basket(offers, budget)
+        single = other.best(worth)
+        if single is not None and float(worth[single]) > float(worth[basket.rows].sum()):
+            other.take(single, worth[single] / other.price[single].clamp_min(1e-9))
+            basket = filled(other)
+    as_float32 = torch.tensor(basket.values, dtype=torch.float32).tolist()
+    return offers.key[basket.rows].tolist(), torch.tensor(basket.seconds).tolist(), as_float32
+
+
+def seen(offers: Offers, chosen: Selection) -> tuple[list[int], list[float], list[float]]:
+    return offers.key[chosen.rows].tolist(), chosen.seconds.tolist(), chosen.value.tolist()
+
+
+def same_choice(
+    name: str, case: Case, shards: int, shuffle: int, at_once: tuple[int, int], ties: bool
+) -> tuple[object, object]:
+    """What the plain rule takes, and what is taken from shuffled shards."""
+    recipe, budget, when = case
+    offers = random_offers(*recipe)
+    if ties:
+        offers = replace(offers, score=offers.score.round(), seconds=offers.seconds.round(), objects=offers.score)
+    gen = torch.Generator().manual_seed(shuffle)
+    offers = offers[torch.randperm(len(offers), generator=gen)]
+    shard_of = torch.randint(0, shards, (int(offers.image.max()) + 1,), generator=gen)[offers.image]
+    parts = [offers[shard_of == i] for i in range(shards)]
+    with few_at_once(*at_once):
+        try:
+            chosen = acquire_shards(parts, budget, StrategyConfig(name=name), when, quota_classes=QUOTA)
+        except BudgetError:
+            return plain(name, offers, budget, when)[0], []
+    return plain(name, offers, budget, when), seen(concat(parts), chosen)
+
+
+@pytest.mark.parametrize("name", sorted(RANKINGS))
+@settings(max_examples=60, deadline=None)
+@given(
+    case=cases(),
+    shards=st.integers(1, 4),
+    shuffle=st.integers(0, 1000),
+    at_once=st.tuples(st.integers(1, 12), st.integers(1, 20)),
+    ties=st.booleans(),
+)
+def test_any_order_shards_and_shortlist_give_the_plain_rule(
+    name: str, case: Case, shards: int, shuffle: int, at_once: tuple[int, int], ties: bool
+) -> None:
+    wanted, got = same_choice(name, case, shards, shuffle, at_once, ties)
+    assert got == wanted
+
+
+def flat(n: int, seed: int) -> Offers:
+    """One region an image, all of one size, price and opening."""
+    offers = random_offers(seed, 1, n * 4)
+    offers = offers[torch.arange(len(offers))[:n]]
+    one = torch.ones(len(offers))
+    whole = replace(offers.regions, start=torch.zeros_like(offers.regions.start), stop=offers.regions.stop * 0 + 3)
+    return replace(
+        offers,
+        image=torch.arange(len(offers)),
+        regions=whole,
+        kind=torch.zeros_like(offers.kind),
+        seconds=2 * one,
+        image_seconds=one,
+        labelled=torch.zeros_like(offers.labelled),
+    )
+
+
+@given(n=st.integers(5, 40), seed=st.integers(0, 1000), bought=st.integers(1, 30), count=st.integers(1, 9))
+@settings(max_examples=40, deadline=None)
+def test_at_equal_cost_it_is_the_highest_scores(n: int, seed: int, bought: int, count: int) -> None:
+    offers = flat(n, seed)
+    by_score = sorted(range(n), key=lambda i: (-float(offers.score[i]), int(offers.key[i])))
+    for name in ("greedy", "per_second"):
+        with few_at_once(count, 7):
+            chosen = acquire(
+                offers, Budget(3.0 * bought), StrategyConfig(name=name), Round(1, 1, 0), quota_classes=QUOTA
+            )
+        assert chosen.rows.tolist() == by_score[:bought]
+
+
+def brute_force(offers: Offers, worth: torch.Tensor, budget: Budget) -> float:
+    """The most that any set of rows within the budget and the caps is worth."""
+    n = len(offers)
+    sets = (torch.arange(1 << n)[:, None] >> torch.arange(n)) & 1  # (sets, rows)
+    clash = (clashes(offers) & (offers.image[:, None] == offers.image[None])).fill_diagonal_(False)
+    allowed = ((sets @ clash.long()) * sets).sum(1) == 0
+    cost = sets.double() @ offers.seconds.double()
+    for column, cap in ((offers.image, budget.max_per_image), (offers.group, budget.max_per_group)):
+        for number in column.unique():
+            held = sets[:, column == number].sum(1)
+            allowed &= held <= (n if cap is None else cap)
+            if column is offers.image:
+                cost += (held > 0) * float(offers.image_seconds[column == number].max())
+    return float((sets.double() @ worth)[allowed & (cost <= budget.seconds)].max())
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 12), seconds=st.floats(20, 60))
+@settings(max_examples=60, deadline=None)
+def test_better_of_two_is_worth_half_the_optimum(seed: int, n: int, seconds: float) -> None:
+    gen = torch.Generator().manual_seed(seed)
+    offers = flat(n, seed)
+    offers = replace(
+        offers,
+        score=torch.randint(1, 40, (len(offers),), generator=gen).float(),
+        seconds=torch.randint(1, 20, (len(offers),), generator=gen).float(),
+        image_seconds=torch.zeros(len(offers)),
+    )
+    worth = RANKINGS["per_second"].worth(offers, StrategyConfig(), Round(1, 1, 0)).double()
+    with few_at_once(2, 5):
+        chosen = acquire(
+            offers, Budget(seconds), StrategyConfig(name="per_second"), Round(1, 1, 0), quota_classes=QUOTA
+        )
+    assert float(worth[chosen.rows].sum()) >= brute_force(offers, worth, Budget(seconds)) / 2
+
+
+@given(case=cases(), rows=st.integers(1, 12))
+@settings(max_examples=40, deadline=None)
+def test_with_openings_overlaps_and_caps_it_lies_between_the_best_single_and_the_optimum(case: Case, rows: int) -> None:
+    recipe, budget, when = case
+    offers = random_offers(*recipe)
+    offers = replace(offers, labelled=torch.zeros_like(offers.labelled))[torch.arange(min(rows, len(offers)))]
+    budget = replace(budget, min_gap=None)
+    worth = RANKINGS["per_second"].worth(offers, StrategyConfig(), when).double()
+    cheap = (offers.seconds + offers.image_seconds).double() <= budget.seconds
+    if not cheap.any():
+        return
+    with few_at_once(2, 5):
+        chosen = acquire(offers, budget, StrategyConfig(name="per_second"), when, quota_classes=QUOTA)
+    total = float(worth[chosen.rows].sum())
+    assert float(worth[cheap].max()) <= total + 1e-9
+    assert total <= brute_force(offers, worth, replace(budget, seconds=budget.seconds + 1e-4)) + 1e-9
+
+
+def test_a_row_that_only_rounding_made_too_dear_is_taken_once_its_image_is_open() -> None:
+    offers = flat(40, 0)
+    little = 1.5 * 2.0**-24  # 1 + little is 1 + 2 * 2**-24 in float32
+    image = torch.arange(40).clamp_min(1)
+    seconds = torch.full((40,), 5.0)
+    seconds[:2] = torch.tensor([little, 0.0])
+    shifted = replace(offers.regions, start=offers.regions.start + 9, stop=offers.regions.stop + 9)
+    regions = replace(
+        shifted,
+        start=torch.cat([offers.regions.start[:1], shifted.start[1:]]),
+        stop=torch.cat([offers.regions.stop[:1], shifted.stop[1:]]),
+    )
+    offers = replace(offers, image=image, regions=regions, seconds=seconds, score=torch.arange(40, 0, -1.0))
+    for count, part in itertools.product((1, 2, 50), (1, 50)):
+        with few_at_once(count, part):
+            chosen = acquire(
+                offers, Budget(1 + little), StrategyConfig(name="greedy"), Round(1, 1, 0), quota_classes=QUOTA
+            )
+        assert chosen.rows.tolist() == [1, 0]
+
+
+def test_what_needs_all_rows_says_so() -> None:
+    parts = [random_offers(1, 3, 5)]
+    with pytest.raises(ConfigError, match=r"strategy.name hybrid needs the whole pool in one place.*greedy"):
+        acquire_shards(parts, Budget(50.0), StrategyConfig(name="hybrid"), Round(1, 2, 0), quota_classes=QUOTA)
+
+
+def test_shards_without_rows() -> None:
+    offers = random_offers(1, 3, 5)
+    none = offers[torch.zeros(0, dtype=torch.int64)]
+    config, when = StrategyConfig(name="greedy"), Round(1, 2, 0)
+    alone = acquire(offers, Budget(50.0), config, when, quota_classes=QUOTA)
+    beside = acquire_shards([none, offers, none], Budget(50.0), config, when, quota_classes=QUOTA)
+    assert torch.equal(alone.rows, beside.rows)
+    with pytest.raises(PoolExhausted):
+        acquire_shards([none, none], Budget(50.0), config, when, quota_classes=QUOTA)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", sorted(RANKINGS))
+def test_a_large_pool_on_the_gpu_gives_the_choice_of_the_cpu(name: str) -> None:
+    offers = random_offers(7, 400, 12)
+    budget, config, when = Budget(900.0, 2, 9), StrategyConfig(name=name), Round(2, 4, 7)
+    with few_at_once(64, 1000):
+        here = acquire(offers, budget, config, when, quota_classes=QUOTA)
+        there = acquire(offers.to("cuda"), budget, config, when, quota_classes=QUOTA)
+    assert there.rows.is_cuda and here.rows.tolist() == there.rows.tolist()
