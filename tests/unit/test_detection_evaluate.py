@@ -7,19 +7,19 @@ import torch
 
 from dal_dense.boxes import ABSENT, IGNORED, OBJECT, Boxes
 from dal_dense.detections import Detections
-from dal_dense.tasks.detection_evaluate import Scoreboard
+from dal_dense.tasks.detection_evaluate import Found, Scoreboard, boxes_of
 
 CLASSES = ("background", "car", "tram", "bus")
 BOX, SMALL, LARGE = (0.0, 0.0, 50.0, 60.0), (0.0, 0.0, 20.0, 20.0), (0.0, 0.0, 100.0, 120.0)
 FAR = (200.0, 200.0, 250.0, 260.0)
 
 
-def found(*boxes: tuple[tuple[float, ...], int, float]) -> Detections:
+def found(*boxes: tuple[tuple[float, ...], int, float]) -> list[Found]:
     probs = torch.zeros(len(boxes), len(CLASSES))
     for i, (_, kind, score) in enumerate(boxes):
         probs[i, kind], probs[i, 0] = score, 1 - score
     n = torch.ones(len(boxes))
-    return Detections(torch.tensor([b for b, _, _ in boxes]).reshape(-1, 4), probs, n, n, n, n[:, None])
+    return boxes_of(Detections(torch.tensor([b for b, _, _ in boxes]).reshape(-1, 4), probs, n, n, n, n[:, None]))
 
 
 def board(metric: str = "ap50") -> Scoreboard:
