@@ -119,10 +119,11 @@ class Ranks:
         except RuntimeError as problem:
             if self.size == 1:
                 raise
+            said = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
             raise RankError(
-                f"process {self.rank} of {self.size} could not go on with the others: {problem}\n"
-                "If one of them ended, its own message stands above. All that was recorded is safe; "
-                "run the same command again to go on, with as many processes as you like."
+                f"process {self.rank} of {self.size} cannot go on: another one has ended, or it failed itself while "
+                "they waited for it; see what each of them says. All that was recorded is safe: run the same command "
+                f"again to go on, with one process or several (torch says: {said})"
             ) from problem
 
     def _together(self, job: Callable[..., T], own: Sequence[object], given: Sequence[object]) -> T:

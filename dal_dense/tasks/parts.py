@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -53,7 +54,7 @@ class Parts:
             # unnamed, for torch refuses a hook with postponed annotations
             self._shared.register_comm_hook(None, lambda state, bucket: self._add_in_order(bucket))
 
-    def gradient(self, iteration: int) -> Tensor:
+    def gradient(self, iteration: int) -> Float[Tensor, ""]:
         """Leave the gradient of a step in the network's parameters.
 
         Returns:
@@ -68,7 +69,7 @@ class Parts:
             loss.backward()  # type: ignore[no-untyped-call]
             return loss.detach()
         if self._shared is not None:
-            return torch.stack(self._shared_losses(self._shared, iteration)).sum()
+            return self._shared_losses(self._shared, iteration).sum()
         losses = []
         for part in range(self._parts):
             loss = self._part(iteration, part)
@@ -76,7 +77,7 @@ class Parts:
             losses.append(loss.detach())
         return torch.stack(losses).sum()
 
-    def _shared_losses(self, shared: DistributedDataParallel, iteration: int) -> list[Tensor]:
+    def _shared_losses(self, shared: DistributedDataParallel, iteration: int) -> Float[Tensor, " parts"]:
         """Of all parts, in order. The last of this process's own parts sends the gradients of all of them."""
         each = self._parts // self._ranks.size
         mine = range(self._ranks.rank * each, (self._ranks.rank + 1) * each)
@@ -95,7 +96,7 @@ class Parts:
             everyone = [torch.empty_like(own) for _ in range(self._ranks.size)]
             dist.all_gather(everyone, own, group=self._ranks.training)
         self._earlier.clear()
-        return list(torch.cat(everyone))
+        return torch.cat(everyone)
 
     def _add_in_order(self, bucket: Any) -> torch.futures.Future[Tensor]:
         """Sum of a bucket's gradients over all parts, one after the other: every process sends each of its parts."""

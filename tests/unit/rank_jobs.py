@@ -1,6 +1,6 @@
-"""Jobs for several processes, and a program that leads them: see `test_ranks.py`.
+"""Jobs for several processes, and a program that leads them: see `test_parts.py`.
 
-python -m torch.distributed.run --nproc-per-node N -m tests.unit.rank_jobs OUT
+python -m torch.distributed.run --nproc-per-node N -m tests.unit.rank_jobs all|broken OUT
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dal_dense.cli import report_errors
 from dal_dense.errors import DataError, Stopped
 from dal_dense.ranks import Ranks, joined
 from dal_dense.tasks.base import Hooks
@@ -87,6 +88,24 @@ def bad(hooks: Hooks, rank: int, how: str) -> None:
     Parts(network, loss, PARTS, hooks.ranks).gradient(0)
 
 
+def broken(hooks: Hooks) -> None:
+    """The second process fails while the first waits for its gradient."""
+
+    def burst(gradient: Tensor) -> None:
+        raise torch.OutOfMemoryError("out of memory on purpose")
+
+    def loss(iteration: int, part: int) -> Tensor:
+        found = network.loss(iteration, part)
+        if hooks.ranks.rank == 1 and iteration == 1:
+            found.register_hook(burst)
+        return found
+
+    network = Net()
+    steps = Parts(network, loss, hooks.ranks.size, hooks.ranks)
+    for i in range(2):
+        steps.gradient(i)
+
+
 def failure(ranks: Ranks, job: Callable[..., object], *given: object) -> str:
     try:
         ranks.lead(job, (Hooks(ranks=ranks),), given)
@@ -95,13 +114,16 @@ def failure(ranks: Ranks, job: Callable[..., object], *given: object) -> str:
     return "nothing went wrong"
 
 
-def main(out: Path) -> None:
+@report_errors
+def main(argv: list[str]) -> int:
     torch.set_num_threads(1)
     with joined("cpu") as ranks:
         own = (Hooks(ranks=ranks),)
         if not ranks.first:
             ranks.follow(*own)
-            return
+            return 0
+        if argv[0] == "broken":
+            ranks.lead(broken, own, ())
         last = ranks.size - 1
         found = {
             "failures": [failure(ranks, bad, who, how) for how in ("data", "bug", "loss", "stop") for who in (0, last)],
@@ -109,8 +131,9 @@ def main(out: Path) -> None:
             "counted": ranks.lead(counted, own, (37,)),
             "told": ranks.lead(told, own, ()),
         }
-    out.write_text(json.dumps(found))
+    Path(argv[1]).write_text(json.dumps(found))
+    return 0
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    sys.exit(main(sys.argv[1:]))

@@ -24,14 +24,18 @@ from tests.unit.rank_jobs import PARTS, counted, trained
 ROOT = Path(__file__).parents[2]
 
 
+def torchrun(size: int, *argv: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
+    command += ["-m", "tests.unit.rank_jobs", *argv]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+
+
 @pytest.fixture(scope="module", params=[2, 4])
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any]]:
     """What the first of several processes saw."""
     size: int = request.param
     out = tmp_path_factory.mktemp("ranks") / "found.json"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
-    command = [*torchrun, "-m", "tests.unit.rank_jobs", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    done = torchrun(size, "all", str(out))
     assert done.returncode == 0, done.stdout + done.stderr
     return size, json.loads(out.read_text())
 
@@ -57,6 +61,13 @@ def test_a_failure_anywhere_reaches_the_first_process_and_the_next_job_runs(foun
     assert first + found[1]["failures"][4:] == [image, image, part, part, "Stopped: ", "Stopped: "]
     assert by_first == "ZeroDivisionError: by me"
     assert by_last.startswith(f"RuntimeError: process {found[0] - 1} failed") and "ZeroDivisionError: by me" in by_last
+
+
+def test_a_failure_that_others_wait_for_ends_all() -> None:
+    done = torchrun(2, "broken", "")
+    assert done.returncode != 0
+    assert "process 1 of 2 cannot go on" in done.stderr and "out of memory on purpose" in done.stderr
+    assert "process 0 of 2 cannot go on" in done.stderr
 
 
 def test_the_gradient_is_the_mean_over_the_parts() -> None:
