@@ -21,17 +21,18 @@ from dal_dense.errors import ConfigError, DataError
 from dal_dense.images import read_image
 from dal_dense.ledger import Ledger
 from dal_dense.pool import Pool, open_pool
+from dal_dense.ranks import Ranks, device_of
 from dal_dense.report.words import count
 from dal_dense.run import Run
 from dal_dense.splits import Known
-from dal_dense.tasks.base import Task
+from dal_dense.tasks.base import Hooks, Task
 
 PACKAGES = ("dal-dense", "torch", "monai", "numpy", "nibabel", "opencv-python-headless", "pycocotools", "scipy")
 
 
 @contextmanager
-def open_run(config: Config, screen: Screen) -> Iterator[Run]:
-    """Everything a run needs, wired; the ledger is held until the block ends.
+def open_run(config: Config, screen: Screen, ranks: Ranks) -> Iterator[Run]:
+    """Everything a run needs, wired, in its first process; the ledger is held until the block ends.
 
     The ledger comes last: what fails before it leaves no trace, so the settings can still be mended.
 
@@ -47,8 +48,10 @@ def open_run(config: Config, screen: Screen) -> Iterator[Run]:
     pool = open_pool(config.data, config.data_root, seed=config.seed, known=known, boxes=detection)
     check_dimensions(config, pool)
     check_initial_masks(config, pool)
+    check_parts(config, ranks)
     channels = channels_of(config, pool)
-    task = build_task(config, pool, channels)
+    task = build_task(here(config, ranks), pool, channels)
+    ranks.send((pool, channels))
     with (
         located(config.run_dir),
         Ledger.open(
@@ -68,9 +71,31 @@ def open_run(config: Config, screen: Screen) -> Iterator[Run]:
             costs=cost_model(config.costs),
             ledger=ledger,
             screen=screen,
+            ranks=ranks,
         )
         remember_pool(run)
+        tell_who_shares(run)
         yield run
+
+
+def follow(config: Config, screen: Screen, ranks: Ranks) -> int:
+    """All that the other processes of a run do: run the jobs that the first one leads, until it is done.
+
+    Returns:
+        Exit status.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if (parts := ranks.receive()) is not None:  # None: the first process gave up at the door
+        pool, channels = parts
+        task = build_task(here(config, ranks), pool, channels)
+        ranks.follow(task, Hooks(stopping=screen.stopping, ranks=ranks))
+    return 0
+
+
+def here(config: Config, ranks: Ranks) -> Config:
+    """The settings with this process's own device."""
+    return config.model_copy(update={"device": str(ranks.device)})
 
 
 @contextmanager
@@ -115,18 +140,23 @@ def remember_pool(run: Run) -> None:
         run.screen.warn(f"{image} is quarantined: {reason}")
 
 
+def tell_who_shares(run: Run) -> None:
+    """Say what several processes share, and what would make them differ from one."""
+    size, parts = run.ranks.size, run.config.task.train.parts
+    if size == 1:
+        return
+    training = "training" if parts > 1 else "the first one trains, since task.train.parts is 1"
+    run.screen.say(f"{size} processes share scoring, measuring{' and ' if parts > 1 else '; '}{training}")
+    if run.config.threads is None and run.ranks.device.type == "cpu":
+        run.screen.warn(
+            "the last bits of a network's output on a CPU depend on the number of threads, and torchrun gives each "
+            "process one; set --threads for the same query from any number of processes"
+        )
+
+
 def software() -> dict[str, str]:
     """Versions that a result depends on."""
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-
-
-def device_of(name: str) -> torch.device:
-    """`auto` is the first CUDA device, else the CPU (MPS lacks 3-D operations, so it must be named)."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device: {name} was asked for, but torch sees no CUDA device; use --device cpu or auto")
-    return torch.device(name)
 
 
 def build_task(config: Config, pool: Pool, channels: int) -> Task:
@@ -212,6 +242,17 @@ def check_dimensions(config: Config, pool: Pool) -> None:
         )
     if config.query.kind == "slice" and pool.ndim == 2:
         raise ConfigError("query.kind: slice needs volumes, and the pool holds frames; use crop or image")
+
+
+def check_parts(config: Config, ranks: Ranks) -> None:
+    """Can the processes share the parts of a step evenly?"""
+    parts, size = config.task.train.parts, ranks.size
+    if parts > 1 and parts % size:
+        fitting = ", ".join(str(n) for n in range(1, parts + 1) if parts % n == 0)
+        raise ConfigError(
+            f"task.train.parts: {parts} parts cannot be shared evenly by {size} processes; start {fitting} processes "
+            f"(--nproc-per-node), or begin another run with --task.train.parts {size}"
+        )
 
 
 def check_initial_masks(config: Config, pool: Pool) -> None:

@@ -73,6 +73,10 @@ class CalibrationSums:
             weights = None if values is None else values.double()
             self._sums[row] += torch.bincount(bins, weights=weights, minlength=BINS).double().cpu()
 
+    def take(self, other: CalibrationSums) -> None:
+        """Take in the voxels of other sums."""
+        self._sums += other._sums
+
     def error(self) -> float:
         """Expected calibration error, 0 to 1; NaN if nothing was added."""
         voxels, confidence, hits = self._sums

@@ -51,6 +51,12 @@ class TrainConfig(Settings):
     batch: int = Field(
         default=4, ge=1, description="crops a step; detection: windows with as many pixels as so many patches"
     )
+    parts: int = Field(
+        default=1,
+        ge=1,
+        description="a step's batch in so many equal parts, each with its own loss and gradient; as many processes, "
+        "or any number that divides it, share the training, and the weights are the same for all of them",
+    )
     patch: tuple[int, ...] = Field(
         default=(32, 32, 32), description="training crop and sliding window, voxels of the model grid"
     )
@@ -79,6 +85,12 @@ class TrainConfig(Settings):
     )
     clip: float = Field(default=10.0, gt=0, description="detection: largest norm of the gradient")
     checkpoint_seconds: float = Field(default=120.0, gt=0, description="how often a half-done fit is saved")
+
+    @model_validator(mode="after")
+    def _even(self) -> TrainConfig:
+        if self.batch % self.parts:
+            raise ValueError(f"batch {self.batch} does not go into {self.parts} equal parts; make it a multiple")
+        return self
 
 
 class DetectionConfig(Settings):

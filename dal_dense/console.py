@@ -22,10 +22,10 @@ LINE_EVERY = 20.0
 
 
 class Screen:
-    """A rich console with one progress bar a running job."""
+    """A rich console with one progress bar a running job; a quiet one shows nothing."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+        self.console = console or Console(quiet=quiet)
         self._stop = False
         self._progress: Progress | None = None
         self._bars: dict[str, TaskID] = {}

@@ -7,6 +7,7 @@
     |-- BudgetError      the budget buys nothing
     |   `-- PoolExhausted     nothing is left to ask
     |-- LedgerError      the run's state is locked by another process, damaged, or of another config
+    |-- RankError        another process of the run has died, or cannot be reached
     |-- MissingPackageError   an optional package is not installed; the message holds the install line
 
 Messages say three things: what was expected, what was found (with the file), what to do.
@@ -40,6 +41,10 @@ class PoolExhausted(BudgetError):  # noqa: N818 - the pool is, and that may be a
 
 class LedgerError(DalDenseError):
     """The run's state is locked by another process, damaged, or belongs to another config."""
+
+
+class RankError(DalDenseError):
+    """Another process of the run has died, or cannot be reached; the ledger is safe."""
 
 
 class MissingPackageError(DalDenseError):

@@ -17,12 +17,13 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
+from dal_dense import jobs
 from dal_dense.acquire import Budget, Round, Selection, acquire
 from dal_dense.annotators import Outcome, Proposed, nothing_proposed
 from dal_dense.costs import CostPrior, refit
-from dal_dense.errors import BudgetError, DataError, LedgerError, PoolExhausted, Stopped
+from dal_dense.errors import BudgetError, DataError, LedgerError, PoolExhausted
 from dal_dense.images import read_header, read_image
-from dal_dense.labels import classes_in, ground, labelled_images, whole
+from dal_dense.labels import classes_in, ground, labelled_images
 from dal_dense.noise import text_key, uniform
 from dal_dense.offer_maps import geometry_offers
 from dal_dense.offer_store import Gathered, without_images
@@ -36,10 +37,12 @@ from dal_dense.report.page import write_report
 from dal_dense.report.words import duration, figure
 from dal_dense.results import collect
 from dal_dense.run import Run, grow, know_initial_masks, quarantine, unreadable
-from dal_dense.tasks.base import FitReport, Judged, LabelledImage, Measurement, Proposal
+from dal_dense.tasks.base import FitReport, LabelledImage, Measurement, Proposal
 
 MODEL_FREE = ("random", "uniform")
 """Strategies that look at no prediction, so that the pool need not be run through the network."""
+AT_ONCE = 4096
+"""Images whose offers are in memory before they go to files, where a pool is large."""
 HEADERS_AT_MOST = 2000
 """Images considered by strategies that need no model; more would only cost time to read headers."""
 
@@ -107,57 +110,57 @@ def stored_offers(run: Run) -> Path:
 
 def offers_of_pool(run: Run, number: int, strategy: str) -> tuple[Offers, list[str]]:
     """Offers of the images that are looked at in this round, and the images' ids by `Offers.image`."""
+    views = views_of_pool(run, number, strategy)
+    shutil.rmtree(stored_offers(run), ignore_errors=True)  # of a round that was cut off
+    gathered = Gathered(stored_offers(run))
+    for begin in range(0, len(views), AT_ONCE):
+        some = views[begin : begin + AT_ONCE]
+        for view, offers in zip(some, _offers(run, number, strategy, some), strict=True):
+            if isinstance(offers, DataError):
+                quarantine(run, view.record.id, offers)
+                continue
+            if run.config.query.min_gap is not None:
+                when = math.nan if view.record.time is None else view.record.time
+                offers = replace(offers, extra={**offers.extra, "time": torch.full_like(offers.seconds, when).double()})
+            gathered.add(offers)
+    if gathered.nothing:
+        raise PoolExhausted("no image is left to ask from; add images to the pool, or see the quarantined files above")
+    return gathered.all(), [view.record.id for view in views]
+
+
+def _offers(run: Run, number: int, strategy: str, views: Sequence[jobs.View]) -> list[Offers | DataError]:
+    """Offers of these images, in order, or what is wrong with one."""
+    strict = run.config.data.strict
+    if without_model(run, number, strategy):
+        return jobs.look(run.screen.hooks(), _model_free(run, number), views, strict)
+    return run.together(jobs.score, weights_of(run, number - 1), views, strict)
+
+
+def views_of_pool(run: Run, number: int, strategy: str) -> list[jobs.View]:
+    """The images that are looked at in this round, and then, for their labelled rows only, those that are labelled."""
     labelled, blocked, judged = ground(run.ledger, run.pool)
     records = looked_at(run, number, strategy)
     groups = {g: i for i, g in enumerate(sorted({r.group for r in run.pool.train}))}
-    offer: Callable[..., Offers]
-    if without_model(run, number, strategy):
-        prior = CostPrior.of(run.config.costs, run.ledger.cost_log() if run.config.costs.refit else ())
-        offer = _model_free(run, number, prior)
-    else:
-        offer = _by_model(run, number)
     sampled = len(records)
     seen = {r.id for r in records}
     answered = {i for i, single in judged.items() if len(single.answered)}
-    records += [run.pool[i] for i in sorted({*labelled, *answered} - seen)]  # for their labelled rows only
-    shutil.rmtree(stored_offers(run), ignore_errors=True)  # of a round that was cut off
-    gathered = Gathered(stored_offers(run))
-    for i, record in enumerate(records):
-        if run.screen.stopping():
-            raise Stopped
-        run.screen.hooks().progress("looking at the pool", i, len(records))
-        try:
-            known = Regions.of(labelled.get(record.id, ()), record.ndim)
-            off_limits = blocked.get(record.id, ()) if i < sampled else [whole(read_header(record).shape)]
-            closed = Regions.of(off_limits, record.ndim)
-            # only of kind box: adapters that know nothing of boxes need not know the word
-            single = {"judged": judged[record.id]} if record.id in judged else {}
-            found = offer(record, known, closed, image=i, group=groups[record.group], **single)
-            if run.config.query.min_gap is not None:
-                time = torch.full_like(found.seconds, math.nan if record.time is None else record.time).double()
-                found = replace(found, extra={**found.extra, "time": time})
-        except DataError as problem:
-            quarantine(run, record.id, problem)
-        else:
-            gathered.add(found)
-    if gathered.nothing:
-        raise PoolExhausted("no image is left to ask from; add images to the pool, or see the quarantined files above")
-    return gathered.all(), [r.id for r in records]
+    records += [run.pool[i] for i in sorted({*labelled, *answered} - seen)]
+    return [
+        jobs.View(
+            record=record,
+            labelled=tuple(labelled.get(record.id, ())),
+            blocked=tuple(blocked.get(record.id, ())) if i < sampled else None,
+            image=i,
+            group=groups[record.group],
+            judged=judged.get(record.id),
+        )
+        for i, record in enumerate(records)
+    ]
 
 
-def _by_model(run: Run, number: int) -> Callable[..., Offers]:
-    model = model_of(run, number - 1)
-
-    def offer(
-        record: ImageRecord, labelled: Regions, blocked: Regions, *, image: int, group: int, **single: Judged
-    ) -> Offers:
-        return run.task.offers(model, record, labelled, blocked, image=image, group=group, **single)
-
-    return offer
-
-
-def _model_free(run: Run, number: int, prior: CostPrior) -> Callable[..., Offers]:
+def _model_free(run: Run, number: int) -> Callable[..., Offers]:
     seed = run.ledger.seed_for("boxes", number)
+    prior = CostPrior.of(run.config.costs, run.ledger.cost_log() if run.config.costs.refit else ())
 
     def offer(record: ImageRecord, labelled: Regions, blocked: Regions, *, image: int, group: int) -> Offers:
         header = read_header(record)
@@ -228,14 +231,14 @@ def query_of(empty: Query, offers: Offers, chosen: Selection, names: list[str], 
     return empty.model_copy(update={"regions": tuple(regions)})
 
 
-def model_of(run: Run, number: int) -> object:
-    """The model that round `number` fitted."""
+def weights_of(run: Run, number: int) -> Path:
+    """The folder of the model that round `number` fitted."""
     fitted = run.ledger.fit(number)
     if fitted is None:
         raise LedgerError(
             f"round {number} has no fit in the ledger of {run.folder}; start the run anew in another run_dir"
         )
-    return run.task.load(fitted.weights)
+    return fitted.weights
 
 
 def answer(run: Run, number: int) -> Outcome:
@@ -273,7 +276,7 @@ def proposals(run: Run, query: Query) -> Proposed:
     """What the last model thinks of the query's regions; nothing before there is one."""
     if query.round == 0:
         return nothing_proposed()
-    model = model_of(run, query.round - 1)
+    model = run.task.load(weights_of(run, query.round - 1))
     labels: dict[str, Proposal] = {}
     for name in dict.fromkeys(r.image_id for r in query.regions if r.image_id not in run.pool.quarantined):
         asked = [r for r in query.regions if r.image_id == name]
@@ -304,13 +307,11 @@ def fit(run: Run, number: int) -> FitReport:
         try:
             labelled = labelled_images(run.ledger, run.pool, upto=number)
             warn_of_absent_classes(run, labelled)
-            return run.task.fit(
-                labelled,
-                seed=run.ledger.seed_for("fit", number),
-                out=run.folder / "models" / f"round_{number:03d}",
-                previous=last.weights if last else None,
-                hooks=run.screen.hooks(),
-            )
+            seed, out = run.ledger.seed_for("fit", number), run.folder / "models" / f"round_{number:03d}"
+            given = (labelled, seed, out, last.weights if last else None)
+            if run.config.task.train.parts == 1:  # nothing to share out
+                return jobs.fit(run.task, run.screen.hooks(), *given)
+            return run.together(jobs.fit, *given)
         except DataError:
             used = {r.image_id for r in run.ledger.answered_regions()} | {i.image_id for i in run.ledger.initial()}
             if not unreadable(run, used - run.pool.quarantined.keys()):
@@ -345,7 +346,7 @@ def measure(run: Run, number: int) -> Measurement:
         run.ledger.record_event("tested", {"images": [r.id for r in run.pool.test]})
     if not run.pool.test:  # nobody has masks to spare: the loop works, but cannot say how well
         return Measurement(run.config.task.metric, math.nan, {})
-    return run.task.evaluate(model_of(run, number), run.pool.test, hooks=run.screen.hooks())
+    return run.together(jobs.measure, weights_of(run, number), run.pool.test)
 
 
 def table(run: Run) -> Table:

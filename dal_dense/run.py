@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from dal_dense.annotators import Annotator
 from dal_dense.config import Config
@@ -14,8 +16,11 @@ from dal_dense.images import read_image
 from dal_dense.labels import know_initial
 from dal_dense.ledger import Ledger
 from dal_dense.pool import Pool
+from dal_dense.ranks import Ranks
 from dal_dense.report.words import count
 from dal_dense.tasks.base import Task
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -30,6 +35,17 @@ class Run:
     costs: CostModel
     ledger: Ledger
     screen: Screen
+    ranks: Ranks
+
+    def together(self, job: Callable[..., T], *given: object) -> T:
+        """Run one of `jobs` in all processes of the run; the first one's result.
+
+        Raises:
+            Exception: whatever the job raises in any process.
+            RankError: if a process died.
+        """
+        hooks = replace(self.screen.hooks(), ranks=self.ranks)
+        return self.ranks.lead(job, (self.task, hooks), given)
 
     @property
     def folder(self) -> Path:

@@ -6,17 +6,25 @@ No behaviour is inherited: adapters share functions (`uncertainty`, `scores`, `c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
+from dal_dense.errors import Stopped
 from dal_dense.offers import Offers
 from dal_dense.pool import ImageRecord
+from dal_dense.ranks import ALONE, Ranks
 from dal_dense.records import IGNORE as IGNORE
 from dal_dense.regions import Regions
+
+TURN = 8
+"""Images that each process looks at before all exchange what they found."""
+
+T = TypeVar("T")
+Seen = TypeVar("Seen")
 
 
 @dataclass(frozen=True)
@@ -53,15 +61,44 @@ class Judged:
 
 @dataclass(frozen=True)
 class Hooks:
-    """How a long job talks to the person: progress lines and the wish to stop.
+    """How a long job talks to the person, progress lines and the wish to stop, and to the run's other processes.
 
     Attributes:
         progress: called as (what, done, total).
         stopping: true once the person asked to stop; the job then saves and raises `Stopped`.
+        ranks: the processes that run this very job side by side.
     """
 
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
     stopping: Callable[[], bool] = lambda: False
+    ranks: Ranks = ALONE
+
+    def share(self, what: str, look: Callable[[T], Seen], items: Sequence[T]) -> Iterator[Seen]:
+        """What `look` finds in each item, in order; each process looks at its share, and all get everything.
+
+        Args:
+            what: for progress.
+            look: what it returns is sent to the other processes: plain values, or tensors on the CPU.
+            items: the same in every process.
+
+        Raises:
+            Stopped: the person asked to stop.
+        """
+        size = self.ranks.size
+        turn = size * TURN if size > 1 else 1
+        for begin in range(0, len(items), turn):
+            end = min(begin + turn, len(items))
+            mine: list[Seen] = []
+            stop = False
+            for i in range(begin + self.ranks.rank, end, size):
+                if stop := self.stopping():
+                    break
+                self.progress(what, i, len(items))
+                mine.append(look(items[i]))
+            if self.ranks.agreed(stop):
+                raise Stopped
+            everyone = self.ranks.gather(mine)
+            yield from (everyone[k % size][k // size] for k in range(end - begin))
 
 
 @dataclass(frozen=True)
@@ -139,7 +176,11 @@ class Task(Protocol):
         previous: Path | None,
         hooks: Hooks,
     ) -> FitReport:
-        """Train on labelled regions only; `out` also keeps the half-done work of a stopped fit."""
+        """Train on labelled regions only; `out` also keeps the half-done work of a stopped fit.
+
+        Where `task.train.parts` is above 1, and only there, several processes may call this side by side with
+        the same arguments (`hooks.ranks`): the first one alone writes, and all return the same.
+        """
         ...
 
     def load(self, weights: Path) -> object:
@@ -147,7 +188,7 @@ class Task(Protocol):
         ...
 
     def evaluate(self, model: object, records: Sequence[ImageRecord], *, hooks: Hooks) -> Measurement:
-        """Metric on fully labelled held-out images."""
+        """Metric on fully labelled held-out images; `hooks.share` shares them out where there are several processes."""
         ...
 
     def offers(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,15 @@ from dal_dense.tasks.detection_groups import interval, mean_precision, ranked
 
 SIZES = ("all", "small", "medium", "large")
 """COCO's ranges of area: below 32^2, below 96^2 and from there on, pixels of the stored frame."""
+
+
+Found = tuple[list[float], int, float]
+"""Corners, class and score of a box."""
+
+
+def boxes_of(found: Detections) -> list[Found]:
+    """What is measured of a prediction: plain numbers, small enough to be sent to another process."""
+    return list(zip(found.corners.tolist(), found.classes.tolist(), found.scores.tolist(), strict=True))
 
 
 @dataclass
@@ -40,7 +50,7 @@ class Scoreboard:
     _truth: list[dict[str, Any]] = field(default_factory=list)
     _found: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, group: str, found: Detections, truth: Boxes) -> None:
+    def add(self, group: str, found: Sequence[Found], truth: Boxes) -> None:
         """Take one frame in. Without objects it counts too: what is found there is false."""
         image = len(self._images) + 1
         self._groups.append(group)
@@ -53,8 +63,7 @@ class Scoreboard:
                 self._truth.append(
                     {"id": number, "image_id": image, "category_id": each, "iscrowd": crowd} | _box(corners)
                 )
-        rows = zip(found.corners.tolist(), found.classes.tolist(), found.scores.tolist(), strict=True)
-        for corners, kind, score in rows:
+        for corners, kind, score in found:
             self._found.append({"image_id": image, "category_id": kind, "score": score} | _box(corners))
 
     def result(self) -> Measurement:

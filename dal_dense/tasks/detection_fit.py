@@ -32,6 +32,7 @@ from dal_dense.tasks.detection_backend import Detector
 from dal_dense.tasks.detection_difficulty import class_difficulty
 from dal_dense.tasks.detection_ground import Windows
 from dal_dense.tasks.detection_weights import ModelCard, fresh, load_detectors, placed
+from dal_dense.tasks.parts import Parts, part_seed
 from dal_dense.tasks.training import (
     LOOK_EVERY,
     PERTURB,
@@ -103,19 +104,28 @@ class _Progress:
 def fit_detectors(
     plan: Plan, windows: Windows, *, seed: int, out: Path, previous: Path | None, inputs: str, hooks: Hooks
 ) -> None:
-    """Train into `out`, from where an earlier call with the same inputs was stopped.
+    """Train into `out`, from where an earlier call with the same inputs was stopped; the first process writes.
 
     Raises:
         DataError: if weights to begin from cannot be used.
         ConfigError: the loss is no longer a number.
         Stopped: the person asked to stop; the half-done work is saved.
     """
-    (out / MODEL_FILE).unlink(missing_ok=True)
-    work = _workplace(out / "half_done", inputs)
+    ranks, work = hooks.ranks, out / "half_done"
+    if ranks.first:
+        (out / MODEL_FILE).unlink(missing_ok=True)
+        _clear_for(inputs, work)
     for member in range(plan.members):
-        if not (work / _stamp(member)).exists():
+        stamp = work / _stamp(member)
+        if not ranks.told(stamp.exists):
             figures = _train_member(plan, windows, member, seed, work, previous, inputs, hooks)
-            write_text(work / _stamp(member), json.dumps(figures))
+            if ranks.first:
+                write_text(stamp, json.dumps(figures))
+    ranks.told(lambda: _finish(plan, windows, out, work, inputs, hooks))
+
+
+def _finish(plan: Plan, windows: Windows, out: Path, work: Path, inputs: str, hooks: Hooks) -> None:
+    """From trained members to a finished folder."""
     files = [name for m in range(plan.members) for name in plan.snapshots(m).values()]
     for stale in out.glob("*.safetensors"):
         stale.unlink()
@@ -196,49 +206,54 @@ class _Run:
         settings, clock, module = self.plan.task.train, self.plan.clock, self.detector.module
         wanted = [p for p in module.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(wanted, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-        at = self._resume(optimiser)
+        ranks = hooks.ranks
+        at = self._resume(ranks.told(self._half_done), optimiser)
+        parts = Parts(module, self._loss, settings.parts, ranks)
         began = saved = clock()
         before, done = at.seconds, self.member * settings.iterations
         snapshots = self.plan.snapshots(self.member)
         loss = torch.tensor(at.loss, device=self.plan.device)
         with deterministic(self.plan.device):
             while at.iteration < settings.iterations:
-                loss = self._step(optimiser, at.iteration, loss)
+                loss = self._step(optimiser, parts, at.iteration, loss)
                 at.iteration += 1
                 hooks.progress("fit", done + at.iteration, self.plan.members * settings.iterations)
                 if at.iteration % LOOK_EVERY == 0:
                     check_finite(loss, at.iteration)
-                if at.iteration in snapshots:
+                if ranks.first and at.iteration in snapshots:
                     save_state(module, self.folder / snapshots[at.iteration])
                 now = clock()
                 at.seconds = before + now - began
-                stopping = hooks.stopping()
+                stopping = ranks.agreed(hooks.stopping())
                 if (stopping or now - saved >= settings.checkpoint_seconds) and at.iteration < settings.iterations:
                     at.loss, saved = float(loss), now
-                    self._save(optimiser, at)
+                    if ranks.first:
+                        self._save(optimiser, at)
                     if stopping:
                         raise Stopped
         check_finite(loss, at.iteration)
-        self._state.unlink(missing_ok=True)
+        if ranks.first:
+            self._state.unlink(missing_ok=True)
         return float(loss), at.seconds
 
-    def _step(self, optimiser: torch.optim.Optimizer, iteration: int, running: Tensor) -> Tensor:
+    def _step(self, optimiser: torch.optim.Optimizer, parts: Parts, iteration: int, running: Tensor) -> Tensor:
         """One optimiser step; returns the running mean of the loss, still on the device."""
-        settings, device = self.plan.task.train, self.plan.device
+        settings = self.plan.task.train
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(settings, iteration)
-        samples = self.windows.batch(iteration)
-        with seeded(derive_seed(self.seed, "step", iteration), device), mixed_precision(device):
-            try:
-                parts = self.detector.losses(samples)
-            except FloatingPointError as problem:  # Detectron2 looks for itself
-                raise diverged(iteration) from problem
-        loss = torch.stack([part.float() for part in parts.values()]).sum()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = parts.gradient(iteration)
         nn.utils.clip_grad_norm_(self.detector.module.parameters(), settings.clip)
         optimiser.step()
-        return torch.where(running.isnan(), loss.detach(), 0.98 * running + 0.02 * loss.detach())
+        return torch.where(running.isnan(), loss, 0.98 * running + 0.02 * loss)
+
+    def _loss(self, iteration: int, part: int) -> Tensor:
+        samples, device = self.windows.batch(iteration, part), self.plan.device
+        with seeded(part_seed(self.seed, "step", iteration, part), device), mixed_precision(device):
+            try:
+                losses = self.detector.losses(samples)
+            except FloatingPointError as problem:  # Detectron2 looks for itself
+                raise diverged(iteration) from problem
+        return torch.stack([loss.float() for loss in losses.values()]).sum()
 
     @property
     def _state(self) -> Path:
@@ -256,28 +271,29 @@ class _Run:
         }
         write_whole(self._state, lambda target: torch.save(state, target))
 
-    def _resume(self, optimiser: torch.optim.Optimizer) -> _Progress:
-        """Where an earlier call left off; a state that is absent, damaged or of other inputs means the beginning."""
-        if not self._state.exists():
-            return _Progress()
+    def _half_done(self) -> dict[str, Any] | None:
+        """What an earlier call left; None if it is absent or damaged."""
         try:
-            state: dict[str, Any] = torch.load(self._state, map_location=self.plan.device, weights_only=True)
+            state: dict[str, Any] = torch.load(self._state, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
-            return _Progress()
-        if (state["inputs"], state["seed"]) != (self.inputs, self.seed):
+            return None
+        return state
+
+    def _resume(self, state: dict[str, Any] | None, optimiser: torch.optim.Optimizer) -> _Progress:
+        """Where an earlier call left off; a state that is absent or of other inputs means the beginning."""
+        if state is None or (state["inputs"], state["seed"]) != (self.inputs, self.seed):
             return _Progress()
         put_state(self.detector.module, state["network"], self._state)
         optimiser.load_state_dict(state["optimiser"])
         return _Progress(int(state["iteration"]), float(state["loss"]), float(state["seconds"]))
 
 
-def _workplace(folder: Path, inputs: str) -> Path:
-    """The folder of half-done work; emptied if it was for other labels, seed or settings."""
+def _clear_for(inputs: str, folder: Path) -> None:
+    """Empty the folder of half-done work if it was for other labels, seed or settings."""
     note = folder / "inputs.txt"
     if not note.exists() or note.read_text() != inputs:
         shutil.rmtree(folder, ignore_errors=True)
         write_text(note, inputs)
-    return folder
 
 
 def _stamp(member: int) -> str:

@@ -33,6 +33,7 @@ from dal_dense.regions import Box
 from dal_dense.tasks.base import Hooks, LabelledImage
 from dal_dense.tasks.detection_backend import Sample
 from dal_dense.tasks.detection_partial import area_table
+from dal_dense.tasks.parts import part_seed
 from dal_dense.tasks.shelf import Shelf
 
 HELD = 4 << 30
@@ -236,13 +237,17 @@ class Windows:
         table = np.array(rows, np.int64).reshape(-1, 3)
         return [table[table[:, 0] == c, 1:] for c in np.unique(table[:, 0])]
 
-    def batch(self, iteration: int) -> list[Sample]:
-        """The windows of one iteration: about `train.batch` patches of pixels, so that small crops teach as much."""
-        rng = np.random.default_rng(derive_seed(self.seed, "windows", iteration))
-        wanted = FULL * self.train.batch * math.prod(self.train.patch)
+    def batch(self, iteration: int, part: int = 0) -> list[Sample]:
+        """The windows of one part of an iteration.
+
+        All parts together hold about `train.batch` patches of pixels, so that small crops teach as much.
+        """
+        rng = np.random.default_rng(part_seed(self.seed, "windows", iteration, part))
+        patches = self.train.batch // self.train.parts
+        wanted = FULL * patches * math.prod(self.train.patch)
         samples: list[Sample] = []
         pixels = 0
-        while pixels < wanted and len(samples) < MOST * self.train.batch:
+        while pixels < wanted and len(samples) < MOST * patches:
             samples.append(self._draw(rng))
             pixels += samples[-1].image[0].numel()
         return samples

@@ -24,14 +24,14 @@ from dal_dense.boxes import Boxes
 from dal_dense.config import QueryConfig, TaskConfig, UncertaintyConfig
 from dal_dense.costs import CostModel
 from dal_dense.detections import FramePrediction
-from dal_dense.errors import ConfigError, DataError, Stopped
+from dal_dense.errors import ConfigError, DataError
 from dal_dense.images import read_header, read_image, sha256_of
 from dal_dense.offers import Offers
 from dal_dense.records import ImageRecord
 from dal_dense.regions import Regions
 from dal_dense.tasks.base import FitReport, Hooks, Judged, LabelledImage, Measurement, Proposal
 from dal_dense.tasks.detection_backend import Backend
-from dal_dense.tasks.detection_evaluate import Scoreboard
+from dal_dense.tasks.detection_evaluate import Found, Scoreboard, boxes_of
 from dal_dense.tasks.detection_fit import Plan, fit_detectors
 from dal_dense.tasks.detection_ground import Windows, gather
 from dal_dense.tasks.detection_predict import predict_frame
@@ -103,7 +103,7 @@ class Detection:
             Stopped: the person asked to stop; call again to go on.
         """
         inputs = self._digest(labelled, seed, previous)
-        if not is_finished(out, inputs):
+        if hooks.ranks.told(lambda: not is_finished(out, inputs)):
             detection, train = self._task.detection, self._task.train
             pieces = gather(labelled, detection=detection, train=train, hooks=hooks)
             if not pieces:
@@ -111,7 +111,7 @@ class Detection:
             plan = Plan(self._make, self._prefixes, self._task, self._uncertainty, self._classes, self._device)
             windows = Windows(pieces, train, detection.min_visible, seed)
             fit_detectors(plan, windows, seed=seed, out=out, previous=previous, inputs=inputs, hooks=hooks)
-        return FitReport(out, folder_sha256(out), read_figures(out))
+        return hooks.ranks.told(lambda: FitReport(out, folder_sha256(out), read_figures(out)))
 
     def load(self, weights: Path) -> Model:
         """The fitted detectors of a folder.
@@ -138,14 +138,15 @@ class Detection:
         fitted = _model(model)
         board = Scoreboard(self._classes, self._task.metric, self._task.detection.max_boxes, self._seed)
         plain = UncertaintyConfig(draws="ensemble" if fitted.card.role == "members" else "single")
-        for i, record in enumerate(records):
-            if hooks.stopping():
-                raise Stopped
+
+        def look(record: ImageRecord) -> tuple[list[Found], Boxes]:
             truth = self._boxes_of(record)
             if truth is None:
                 raise DataError(f"{record.paths[0]} is a test image without boxes; annotate it, or move it to the pool")
-            board.add(record.group, self._predict(fitted, record, plain).found, truth)
-            hooks.progress("evaluate", i + 1, len(records))
+            return boxes_of(self._predict(fitted, record, plain).found), truth
+
+        for record, (found, truth) in zip(records, hooks.share("evaluate", look, records), strict=True):
+            board.add(record.group, found, truth)
         return board.result()
 
     def predict(self, model: object, record: ImageRecord) -> FramePrediction:

@@ -26,6 +26,7 @@ from dal_dense.errors import DataError
 from dal_dense.noise import derive_seed
 from dal_dense.regions import Box, slices
 from dal_dense.tasks.base import IGNORE
+from dal_dense.tasks.parts import part_seed
 
 CENTRES = 16384
 """Crop centres remembered a piece and class; a random subset of the labelled voxels where there are more."""
@@ -191,7 +192,7 @@ class Crops:
         train: patch, batch and augmentation.
         flips: model-grid axes that may be flipped.
         background: class 0 is background, and no crop is aimed at it on purpose.
-        seed: everything random comes from it and the iteration.
+        seed: everything random comes from it, the iteration and the part.
 
     Raises:
         DataError: if no voxel is labelled.
@@ -220,10 +221,10 @@ class Crops:
         return present[present > 0] if self.background else present
 
     def batch(
-        self, iteration: int, device: torch.device
+        self, iteration: int, device: torch.device, part: int = 0
     ) -> tuple[Float[Tensor, "batch channels *patch"], UInt8[Tensor, "batch *patch"]]:
-        """Crops and labels of one optimiser step; the same whenever and wherever it is asked for."""
-        rng = np.random.default_rng(derive_seed(self.seed, "batch", iteration))
+        """Crops and labels of one part of an optimiser step; the same whenever and wherever they are asked for."""
+        rng = np.random.default_rng(part_seed(self.seed, "batch", iteration, part))
         draws = [self._place(rng, aim) for aim in self._aims(rng)]
         straight = [d for d in draws if not d.warped]
         warped = [d for d in draws if d.warped]
@@ -241,8 +242,8 @@ class Crops:
         return self._shade(torch.stack(image), rng), torch.stack(label)
 
     def _aims(self, rng: np.random.Generator) -> list[bool]:
-        """Which crops of a batch are centred on a class drawn with equal chance: `foreground` of them on average."""
-        n = self.train.batch
+        """Which crops of a part are centred on a class drawn with equal chance: `foreground` of them on average."""
+        n = self.train.batch // self.train.parts
         aimed = int(n * self.train.foreground + rng.random())
         return [i < aimed for i in range(n)]
 

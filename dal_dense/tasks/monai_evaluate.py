@@ -50,6 +50,26 @@ def _mean(values: np.ndarray) -> Float[np.ndarray, " classes"]:
     return _ratio(np.where(there, values, 0).sum(0), there.sum(0))
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What is counted in one image: small enough to be sent to another process.
+
+    Attributes:
+        matrix: see `confusion`.
+        calibration: of its labelled voxels.
+    """
+
+    matrix: Int[np.ndarray, "classes classes"]
+    calibration: CalibrationSums
+
+
+def seen(probs: Float[Tensor, "classes *grid"], truth: UInt8[Tensor, "*grid"]) -> Seen:
+    """Count one image, on its own stored grid."""
+    known, calibration = truth != IGNORE, CalibrationSums()
+    calibration.add(probs[:, known], truth[known])
+    return Seen(confusion(truth, probs.argmax(0).to(torch.uint8), probs.shape[0]), calibration)
+
+
 @dataclass
 class Scoreboard:
     """Running figures of one measurement.
@@ -66,11 +86,10 @@ class Scoreboard:
     _matrices: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
     _calibration: CalibrationSums = field(default_factory=CalibrationSums)
 
-    def add(self, group: str, probs: Float[Tensor, "classes *grid"], truth: UInt8[Tensor, "*grid"]) -> None:
-        """Take one image in, on its own stored grid."""
-        self._matrices[group].append(confusion(truth, probs.argmax(0).to(torch.uint8), len(self.classes)))
-        known = truth != IGNORE
-        self._calibration.add(probs[:, known], truth[known])
+    def add(self, group: str, image: Seen) -> None:
+        """Take one image in."""
+        self._matrices[group].append(image.matrix)
+        self._calibration.take(image.calibration)
 
     def result(self) -> Measurement:
         """The measurement over everything added."""

@@ -12,6 +12,7 @@ import pickle
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,12 @@ from torch import Tensor, nn
 
 from dal_dense.config import TrainConfig
 from dal_dense.errors import Stopped
-from dal_dense.noise import derive_seed
 from dal_dense.tasks.base import Hooks
 from dal_dense.tasks.monai_batches import Crops
 from dal_dense.tasks.monai_losses import dice_ce
 from dal_dense.tasks.monai_networks import Network
 from dal_dense.tasks.monai_weights import put_weights, save_weights
+from dal_dense.tasks.parts import Parts, part_seed
 from dal_dense.tasks.training import (
     LOOK_EVERY,
     PERTURB,
@@ -81,7 +82,7 @@ def train_network(network: Network, stint: Stint, hooks: Hooks, *, done: int, to
     Args:
         network: freshly built (or warm) weights, on the device.
         stint: what to do.
-        hooks: progress and the wish to stop.
+        hooks: progress, the wish to stop, and who shares the parts of each step; the first process writes.
         done: iterations of earlier members, for progress.
         total: iterations of all members.
 
@@ -95,47 +96,59 @@ def train_network(network: Network, stint: Stint, hooks: Hooks, *, done: int, to
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=stint.train.lr, weight_decay=stint.train.weight_decay, fused=True
     )
-    state = stint.folder / "half_done.pt"
-    at = _resume(state, stint, network, optimiser)
+    state, ranks = stint.folder / "half_done.pt", hooks.ranks
+    at = _resume(ranks.told(lambda: _half_done(state)), stint, network, optimiser)
+    parts = Parts(network, partial(_loss, network, stint), stint.train.parts, ranks)
     began = saved = stint.clock()
     before = at.seconds
     network.train()
     loss = torch.tensor(at.loss, device=stint.device)
     with deterministic(stint.device):
         while at.iteration < stint.train.iterations:
-            loss = _step(network, optimiser, stint, at.iteration, loss)
+            loss = _step(network, optimiser, stint.train, parts, at.iteration, loss)
             at.iteration += 1
             hooks.progress("fit", done + at.iteration, total)
             if at.iteration % LOOK_EVERY == 0:
                 check_finite(loss, at.iteration)
-            if at.iteration in stint.snapshots:
+            if ranks.first and at.iteration in stint.snapshots:
                 save_weights(network, stint.folder / stint.snapshots[at.iteration])
             now = stint.clock()
             at.seconds = before + now - began
-            stopping = hooks.stopping()
+            stopping = ranks.agreed(hooks.stopping())
             if (stopping or now - saved >= stint.train.checkpoint_seconds) and at.iteration < stint.train.iterations:
                 at.loss, saved = float(loss), now
-                _save(state, stint, network, optimiser, at)
+                if ranks.first:
+                    _save(state, stint, network, optimiser, at)
                 if stopping:
                     raise Stopped
     check_finite(loss, at.iteration)
-    state.unlink(missing_ok=True)
+    if ranks.first:
+        state.unlink(missing_ok=True)
     return float(loss), at.seconds
 
 
-def _step(network: Network, optimiser: torch.optim.Optimizer, stint: Stint, iteration: int, running: Tensor) -> Tensor:
+def _step(
+    network: Network,
+    optimiser: torch.optim.Optimizer,
+    train: TrainConfig,
+    parts: Parts,
+    iteration: int,
+    running: Tensor,
+) -> Tensor:
     """One optimiser step; returns the running mean of the loss, still on the device."""
     for group in optimiser.param_groups:
-        group["lr"] = learning_rate(stint.train, iteration)
-    images, labels = stint.crops.batch(iteration, stint.device)
-    with seeded(derive_seed(stint.seed, "dropout", iteration), stint.device), mixed_precision(stint.device):
-        logits = network(images)
-    loss = dice_ce(logits, labels, background=stint.background)
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+        group["lr"] = learning_rate(train, iteration)
+    loss = parts.gradient(iteration)
     nn.utils.clip_grad_norm_(network.parameters(), CLIP)
     optimiser.step()
-    return torch.where(running.isnan(), loss.detach(), 0.98 * running + 0.02 * loss.detach())
+    return torch.where(running.isnan(), loss, 0.98 * running + 0.02 * loss)
+
+
+def _loss(network: Network, stint: Stint, iteration: int, part: int) -> Tensor:
+    images, labels = stint.crops.batch(iteration, stint.device, part)
+    with seeded(part_seed(stint.seed, "dropout", iteration, part), stint.device), mixed_precision(stint.device):
+        logits = network(images)
+    return dice_ce(logits, labels, background=stint.background)
 
 
 def start_from(network: Network, weights: Mapping[str, Tensor], where: Path, train: TrainConfig) -> None:
@@ -163,16 +176,21 @@ def _save(path: Path, stint: Stint, network: Network, optimiser: torch.optim.Opt
     write_whole(path, lambda target: torch.save(state, target))
 
 
-def _resume(path: Path, stint: Stint, network: Network, optimiser: torch.optim.Optimizer) -> _Progress:
-    """Where an earlier call left off; a state that is absent, damaged or of other inputs means the beginning."""
-    if not path.exists():
-        return _Progress()
+def _half_done(path: Path) -> dict[str, Any] | None:
+    """What an earlier call left; None if it is absent or damaged."""
     try:
-        state: dict[str, Any] = torch.load(path, map_location=stint.device, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
+        return None
+    return state
+
+
+def _resume(
+    state: dict[str, Any] | None, stint: Stint, network: Network, optimiser: torch.optim.Optimizer
+) -> _Progress:
+    """Where an earlier call left off; a state that is absent or of other inputs means the beginning."""
+    if state is None or (state["inputs"], state["seed"]) != (stint.inputs, stint.seed):
         return _Progress()
-    if (state["inputs"], state["seed"]) != (stint.inputs, stint.seed):
-        return _Progress()
-    put_weights(network, state["network"], path)
+    put_weights(network, state["network"], stint.folder)
     optimiser.load_state_dict(state["optimiser"])
     return _Progress(int(state["iteration"]), float(state["loss"]), float(state["seconds"]))

@@ -65,18 +65,27 @@ class Plan:
 def fit_members(
     plan: Plan, ground: Ground, *, seed: int, out: Path, previous: Path | None, inputs: str, hooks: Hooks
 ) -> None:
-    """Train into `out`, from where an earlier call with the same inputs was stopped.
+    """Train into `out`, from where an earlier call with the same inputs was stopped; the first process writes.
 
     Raises:
         DataError: if no labelled voxel is left to train on, or the last round's weights do not fit.
         Stopped: the person asked to stop; the half-done work is saved.
     """
-    (out / MODEL_FILE).unlink(missing_ok=True)
-    work = _workplace(out / "half_done", inputs)
+    ranks, work = hooks.ranks, out / "half_done"
+    if ranks.first:
+        (out / MODEL_FILE).unlink(missing_ok=True)
+        _clear_for(inputs, work)
     for member in range(plan.members):
-        if not (work / _stamp(member)).exists():
+        stamp = work / _stamp(member)
+        if not ranks.told(stamp.exists):
             loss, seconds = _train(plan, ground, member, seed, work, previous, inputs, hooks)
-            write_text(work / _stamp(member), json.dumps({"loss": loss, "train_seconds": seconds}))
+            if ranks.first:
+                write_text(stamp, json.dumps({"loss": loss, "train_seconds": seconds}))
+    ranks.told(lambda: _finish(plan, ground, seed, out, work, inputs))
+
+
+def _finish(plan: Plan, ground: Ground, seed: int, out: Path, work: Path, inputs: str) -> None:
+    """From trained members to a finished folder."""
     files = [name for m in range(plan.members) for name in plan.snapshots(m).values()]
     for stale in out.glob("*.safetensors"):
         stale.unlink()
@@ -141,13 +150,12 @@ def _first_weights(plan: Plan, member: int, seed: int, previous: Path | None) ->
     return placed(network, plan.windows.device)
 
 
-def _workplace(folder: Path, inputs: str) -> Path:
-    """The folder of half-done work; emptied if it was for other labels, seed or settings."""
+def _clear_for(inputs: str, folder: Path) -> None:
+    """Empty the folder of half-done work if it was for other labels, seed or settings."""
     note = folder / "inputs.txt"
     if not note.exists() or note.read_text() != inputs:
         shutil.rmtree(folder, ignore_errors=True)
         write_text(note, inputs)
-    return folder
 
 
 def _stamp(member: int) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dal_dense.config import QueryConfig, TaskConfig, UncertaintyConfig
 from dal_dense.costs import CostModel
-from dal_dense.errors import ConfigError, DataError, Stopped
+from dal_dense.errors import ConfigError, DataError
 from dal_dense.images import read_header
 from dal_dense.offer_maps import DensePrediction, offers_from_maps
 from dal_dense.offers import Offers
@@ -30,7 +30,7 @@ from dal_dense.query_sizes import offer_spec
 from dal_dense.records import Header, ImageRecord
 from dal_dense.regions import Regions, slices
 from dal_dense.tasks.base import FitReport, Hooks, LabelledImage, Measurement, Proposal
-from dal_dense.tasks.monai_evaluate import Scoreboard
+from dal_dense.tasks.monai_evaluate import Scoreboard, Seen, seen
 from dal_dense.tasks.monai_geometry import Geometry, ModelGrid, turn_back
 from dal_dense.tasks.monai_ground import checked_image, gather, held_out
 from dal_dense.tasks.monai_infer import Windows, draw_sums, measured_passes, passes
@@ -101,9 +101,9 @@ class MonaiSegmentation:
             Stopped: the person asked to stop; call again to go on.
         """
         inputs = self._digest(labelled, seed, previous)
-        if not (out / MODEL_FILE).exists() or read_card(out, ModelCard).inputs != inputs:
+        if hooks.ranks.told(lambda: not (out / MODEL_FILE).exists() or read_card(out, ModelCard).inputs != inputs):
             self._fit(labelled, seed=seed, out=out, previous=previous, hooks=hooks, inputs=inputs)
-        return FitReport(out, folder_sha256(out), read_figures(out))
+        return hooks.ranks.told(lambda: FitReport(out, folder_sha256(out), read_figures(out)))
 
     def load(self, weights: Path) -> Model:
         """The fitted networks of a folder.
@@ -125,17 +125,18 @@ class MonaiSegmentation:
         """Dice or mIoU on fully labelled images, on their stored grids; `extra` holds the ECE."""
         fitted = _model(model)
         board = Scoreboard(self._classes, self._task.metric, self._task.background)
-        for i, record in enumerate(records):
-            if hooks.stopping():
-                raise Stopped
+
+        def look(record: ImageRecord) -> Seen:
             truth = self._mask_of(record)
             if truth is None:
                 raise DataError(f"{record.paths[0]} is a test image without mask; give it one, or move it to the pool")
             image, grid, _ = self._read(record)
             sums, _ = draw_sums(measured_passes(fitted), image, self._windows, fitted.card.temperature, features=False)
             probs = self._geometry.values_back(sums.mean(), grid)
-            board.add(record.group, probs, torch.from_numpy(truth).to(probs.device))
-            hooks.progress("evaluate", i + 1, len(records))
+            return seen(probs, torch.from_numpy(truth).to(probs.device))
+
+        for record, found in zip(records, hooks.share("evaluate", look, records), strict=True):
+            board.add(record.group, found)
         return board.result()
 
     def predict(self, model: object, record: ImageRecord) -> DensePrediction:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dal_dense.boxes import ABSENT, IGNORED, OBJECT, Boxes
 from dal_dense.detections import Detections
-from dal_dense.tasks.detection_evaluate import Scoreboard
+from dal_dense.tasks.detection_evaluate import Found, Scoreboard, boxes_of
 from dal_dense.tasks.detection_groups import mean_precision, ranked
 
 CLASSES = ("background", "car", "tram", "bus")
@@ -19,12 +19,12 @@ BOX, SMALL, LARGE = (0.0, 0.0, 50.0, 60.0), (0.0, 0.0, 20.0, 20.0), (0.0, 0.0, 1
 FAR = (200.0, 200.0, 250.0, 260.0)
 
 
-def found(*boxes: tuple[tuple[float, ...], int, float]) -> Detections:
+def found(*boxes: tuple[tuple[float, ...], int, float]) -> list[Found]:
     probs = torch.zeros(len(boxes), len(CLASSES))
     for i, (_, kind, score) in enumerate(boxes):
         probs[i, kind], probs[i, 0] = score, 1 - score
     n = torch.ones(len(boxes))
-    return Detections(torch.tensor([b for b, _, _ in boxes]).reshape(-1, 4), probs, n, n, n, n[:, None])
+    return boxes_of(Detections(torch.tensor([b for b, _, _ in boxes]).reshape(-1, 4), probs, n, n, n, n[:, None]))
 
 
 def board(metric: str = "ap50") -> Scoreboard:
@@ -91,7 +91,7 @@ def test_nothing_at_all_is_not_a_number() -> None:
 
 # --- groups
 
-Frame = tuple[str, Detections, Boxes]
+Frame = tuple[str, list[Found], Boxes]
 
 
 def drawn_frames(seed: int) -> list[Frame]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from monai.metrics import DiceMetric
 
-from dal_dense.tasks.monai_evaluate import Scoreboard, confusion, dice, iou
+from dal_dense.tasks.monai_evaluate import Scoreboard, confusion, dice, iou, seen
 
 CLASSES = ("background", "a", "b")
 
@@ -41,8 +41,8 @@ def test_mean_dice_is_over_images_then_classes_without_background():
     a[0, :2], b[0] = 1, 1
     found_a, found_b = a.clone(), b.clone()
     found_a[0, 0] = 0  # dice 2/3
-    board.add("p1", one_hot(found_a), a)
-    board.add("p2", one_hot(found_b), b)
+    board.add("p1", seen(one_hot(found_a), a))
+    board.add("p2", seen(one_hot(found_b), b))
     result = board.result()
     assert result.per_class["a"] == pytest.approx((2 / 3 + 1) / 2)
     assert math.isnan(result.per_class["b"])
@@ -55,7 +55,7 @@ def test_miou_pools_all_pixels():
     board = Scoreboard(CLASSES, "miou", False)
     pairs = [draw(2), draw(3)]
     for truth, found in pairs:
-        board.add("drive", one_hot(found), truth)
+        board.add("drive", seen(one_hot(found), truth))
     pooled = iou(sum(confusion(t, f, 3) for t, f in pairs))
     assert board.result().value == pytest.approx(pooled.mean())
     assert board.result().per_group["drive"] == pytest.approx(pooled.mean())

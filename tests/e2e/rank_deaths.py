@@ -1,0 +1,40 @@
+"""The command in several processes, one of which is killed. A program of its own: see `test_ranks.py`.
+
+    python -m torch.distributed.run --nproc-per-node N -m tests.e2e.rank_deaths RANK fit|score NUMBER ARGUMENTS
+
+Process RANK kills itself at its call NUMBER of an optimiser step, or of the scoring of an image.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+
+import torch.distributed as dist
+
+from dal_dense.jobs import View
+from dal_dense.tasks.parts import Parts
+from tests.e2e.command import main_of_script
+
+STEPS = {"fit": (Parts, "gradient"), "score": (View, "offers")}
+
+
+def deadly(rank: int, step: str, number: int) -> None:
+    """Let this process die there, if it is the one."""
+    owner, name = STEPS[step]
+    whole, calls = getattr(owner, name), itertools.count(1)
+
+    def method(self: object, *args: object) -> object:
+        by_model = step != "score" or type(args[0]).__name__ == "partial"  # the start set asks no model
+        if dist.get_rank() == rank and by_model and next(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(self, *args)
+
+    setattr(owner, name, method)
+
+
+if __name__ == "__main__":
+    deadly(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    sys.exit(main_of_script()(sys.argv[4:]))
