@@ -48,6 +48,7 @@ def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dal_dense.report.figures._svg", lambda draw, inches, name: "<svg/>")
 
 
+@pytest.mark.slow
 def test_two_processes_segment_as_one_and_find_the_same_broken_files(tmp_path: Path) -> None:
     """The runs part after the start set, where two images break: each process meets one of them."""
     data, first = write_volumes(tmp_path / "data", train=5), tmp_path / "first"
@@ -81,6 +82,7 @@ def test_two_processes_detect_as_one(tmp_path: Path) -> None:
     assert story(tmp_path / "two") == story(tmp_path / "one") and losses(tmp_path / "two") == losses(tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_a_run_whose_processes_were_killed_ends_the_same(tmp_path: Path) -> None:
     """One dies in the first fit, then the first one while the pool is scored; a single process ends the run."""
     data = write_volumes(tmp_path / "data")
