@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from dal_dense import jobs
 from dal_dense.errors import DataError
 from dal_dense.labels import labelled_images
 from dal_dense.ledger import Ledger
@@ -27,24 +28,20 @@ def refit(run: Run, count: int) -> list[float]:
         DataError: if no round is measured yet.
     """
     ledger = run.ledger
-    measured = ledger.measurements()
-    if not measured:
+    rounds = ledger.measurements()
+    if not rounds:
         raise DataError(f"{run.folder} holds no measured round; let the run finish, then call this again")
-    number = max(measured)
+    number = max(rounds)
     before = ledger.fit(number - 1) if number else None
     labelled = labelled_images(ledger, run.pool, upto=number)
     done = {e["repeat"] for e in ledger.events(EVENT) if e["round"] == number}
     for repeat in sorted(set(range(count)) - done):
         run.screen.say(f"round {number} is fitted again, {repeat + 1} of {count}")
-        fitted = run.task.fit(
-            labelled,
-            seed=ledger.seed_for("refit", number, repeat),
-            out=run.folder / "models" / f"round_{number:03d}_again_{repeat:02d}",
-            previous=before.weights if before else None,
-            hooks=run.screen.hooks(),
-        )
-        value = run.task.evaluate(run.task.load(fitted.weights), run.pool.test, hooks=run.screen.hooks()).value
-        ledger.record_event(EVENT, {"round": number, "repeat": repeat, "value": value})
+        seed, out = ledger.seed_for("refit", number, repeat), f"round_{number:03d}_again_{repeat:02d}"
+        previous = before.weights if before else None
+        fitted = run.together(jobs.fit, labelled, seed, run.folder / "models" / out, previous)
+        measured = run.together(jobs.measure, fitted.weights, run.pool.test)
+        ledger.record_event(EVENT, {"round": number, "repeat": repeat, "value": measured.value})
     return figures(ledger)
 
 

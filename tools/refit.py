@@ -24,11 +24,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--repeats", type=int, default=2)
     given, rest = parser.parse_known_args(argv)
     config = load_config(rest, description=__doc__)
-    from dal_dense.build import open_run
+    from dal_dense.build import follow, open_run
+    from dal_dense.ranks import joined
     from dal_dense.refits import refit
 
-    with Screen().running() as screen, open_run(config, screen) as run:
-        found = refit(run, given.repeats)
+    with joined(config.device) as ranks, Screen(quiet=not ranks.first).running() as screen:
+        if not ranks.first:
+            return follow(config, screen, ranks)
+        with open_run(config, screen, ranks) as run:
+            found = refit(run, given.repeats)
         spread = statistics.stdev(found) if len(found) > 1 else 0.0
         shown = ", ".join(f"{value:.3f}" for value in found)
         screen.say(f"{config.task.metric} of the fit and of {len(found) - 1} others: {shown}; deviation {spread:.3f}")

@@ -78,7 +78,7 @@ def ranked(run: COCOeval, groups: Int[np.ndarray, " frames"], thresholds: int) -
         matched = np.concatenate([none, *(e["dtMatches"][:thresholds] > 0 for _, e in frames)], axis=1)
         ignored = np.concatenate([none, *(e["dtIgnore"][:thresholds] > 0 for _, e in frames)], axis=1)
         owner = np.repeat(np.array([g for g, _ in frames], np.int64), [len(e["dtScores"]) for _, e in frames])
-        hit, false = (matched & ~ignored)[:, order], ~matched[:, order]
+        hit, false = (matched & ~ignored)[:, order], (~matched & ~ignored)[:, order]
         found.append(Ranked(owner[order], hit, false, objects, np.asarray(params.recThrs)))
     return found
 
