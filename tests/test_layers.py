@@ -71,8 +71,15 @@ def test_only_its_door_imports_a_framework(framework: str, door: str) -> None:
 def test_the_engine_sees_offers_only() -> None:
     allowed = {"dal_dense.errors", "dal_dense.noise", "dal_dense.offers", "dal_dense.regions", "dal_dense.config"}
     for file in (PACKAGE / "acquire").glob("*.py"):
-        ours = {m for m in imported(file) if m.startswith("dal_dense") and not m.startswith("dal_dense.acquire")}
+        parts = ("dal_dense.acquire", "dal_dense.select")
+        ours = {m for m in imported(file) if m.startswith("dal_dense") and not m.startswith(parts)}
         assert ours <= allowed, f"{file.name} imports {sorted(ours - allowed)}"
+
+
+def test_selection_knows_no_offers() -> None:
+    for file in (PACKAGE / "select").glob("*.py"):
+        ours = {m for m in imported(file) if m.startswith("dal_dense") and not m.startswith("dal_dense.select")}
+        assert ours <= {"dal_dense", "dal_dense.noise"}, f"{file.name} imports {sorted(ours)}"
 
 
 def test_settings_load_without_torch() -> None:

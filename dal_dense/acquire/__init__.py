@@ -10,20 +10,25 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from dal_dense.acquire.badge import badge
 from dal_dense.acquire.base import Budget, Round, Selection
 from dal_dense.acquire.basket import Basket
 from dal_dense.acquire.box_count import box_count
 from dal_dense.acquire.clasp import clasp
 from dal_dense.acquire.coreset import coreset
+from dal_dense.acquire.facility_location import facility_location
 from dal_dense.acquire.foreground import foreground_random
 from dal_dense.acquire.greedy import greedy
 from dal_dense.acquire.hybrid import hybrid
+from dal_dense.acquire.kmeans import kmeans
 from dal_dense.acquire.per_second import better_of_two, per_second
 from dal_dense.acquire.power import power
 from dal_dense.acquire.ppal import ppal
+from dal_dense.acquire.probcover import probcover
 from dal_dense.acquire.random_ import random_
 from dal_dense.acquire.ranking import Ranking, worth_of
 from dal_dense.acquire.shards import LocalShard
+from dal_dense.acquire.typiclust import typiclust
 from dal_dense.acquire.uniform import uniform
 from dal_dense.config import StrategyConfig, StrategyName
 from dal_dense.errors import BudgetError, ConfigError, PoolExhausted
@@ -48,6 +53,11 @@ STRATEGIES: dict[StrategyName, Strategy | Ranking] = {
     "power": Ranking(power),
     "clasp": clasp,
     "coreset": coreset,
+    "facility_location": facility_location,
+    "badge": badge,
+    "kmeans": kmeans,
+    "typiclust": typiclust,
+    "probcover": probcover,
     "hybrid": hybrid,
     "box_count": Ranking(box_count),
     "ppal": ppal,

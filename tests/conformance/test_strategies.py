@@ -17,6 +17,8 @@ from dal_dense.offers import KINDS, Offers, Parts, concat
 from dal_dense.regions import Regions
 
 CLASSES = 3
+MEASURING = ("coreset", "facility_location", "badge", "kmeans", "typiclust", "probcover")
+"""Strategies that need embeddings."""
 QUOTA = (1, 2)
 
 
@@ -264,8 +266,8 @@ def test_numbers_that_are_none(name: str, column: str, value: float) -> None:
 def test_without_embedding_it_works_or_says_so(name: str) -> None:
     offers = random_offers(4, 4, 8)
     offers = replace(offers, embedding=offers.embedding[:, :0])
-    if name == "coreset":
-        with pytest.raises(ConfigError, match=r"coreset measures distances.*choose another strategy.name"):
+    if name in MEASURING:
+        with pytest.raises(ConfigError, match=rf"{name} measures distances.*choose another strategy.name"):
             choose(name, offers, Budget(50.0), Round(1, 2, 0))
     else:
         assert len(choose(name, offers, Budget(50.0), Round(1, 2, 0)))

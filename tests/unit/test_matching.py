@@ -76,7 +76,7 @@ def test_as_a_loop_over_pairs_says(seed: int, rows: int, objects: int, classes: 
 def test_in_blocks_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = drawn(3, 5, 40, 2)
     whole = matching_distance(parts, 5)
-    monkeypatch.setattr(module, "BLOCK", 30)
+    monkeypatch.setitem(module.BLOCK, "cpu", 5)
     torch.testing.assert_close(matching_distance(parts, 5), whole)
 
 

@@ -1,0 +1,199 @@
+"""k-centre greedy: the row farthest from all centres, again and again (Gonzalez 1985; core-set, Sener & Savarese 2018).
+
+A row's distance to its nearest centre only falls as centres are added, so an old distance is an upper bound, as in
+lazy greedy (Minoux 1978). Only a group of the farthest rows is kept up to date; another row is looked at again when the
+group's best has fallen to its bound. Distances are products of centred features in float32, and what these may be
+wrong by is known; rows that are closer together than that are compared by differences in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dal_dense.select.blocks import blocks, middle_of, nearest_product, one_thread, sized, square
+
+GROUP = {"cpu": 1 << 11, "gpu": 1 << 15}
+"""Rows kept up to date: what a cache holds, and what keeps a GPU busy."""
+_UNIT = 2.0**-24
+"""Relative rounding of float32."""
+
+
+class KCenter:
+    """Farthest-first traversal that picks what plain float64 would. Memory O(N + M E) beyond the rows, M centres."""
+
+    def __init__(self, rows: Float[Tensor, "N E"], centres: Float[Tensor, "M E"]) -> None:
+        """Begin with the centres that are there.
+
+        Args:
+            rows: features, float32.
+            centres: features of what is labelled; M may be 0, then the first pick is the row farthest from the mean.
+        """
+        self._rows, self._begun = rows, len(centres) > 0
+        self._middle = middle_of(rows)
+        self._norm = torch.cat([square(rows[part] - self._middle) for part in _parts(rows, 1)])
+        # |computed - true| of a squared distance is at most this times |x|^2 + distance^2: a product and two norms
+        # of E terms each, and |c| <= |x| + distance
+        self._slack = (6 * rows.shape[1] + 32) * _UNIT
+        self._start(centres if self._begun else self._middle[None])
+
+    def next(self, allowed: Bool[Tensor, " N"]) -> tuple[int, float]:
+        """The allowed row farthest from its nearest centre, and that distance; of equals the smaller row."""
+        found = self._contenders(allowed)
+        if not len(found):
+            self._regroup(allowed)
+            found = self._contenders(allowed)
+        group = self._group
+        with one_thread():
+            new = found[group.exact[found].isnan()]
+            for part in blocks(len(new), len(self._centres), new.device):
+                group.exact[new[part]] = self._exact(new[part])
+            best = found[group.exact[found].argmax()]
+            return int(group.rows[best]), float(group.exact[best].sqrt())
+
+    def add(self, row: int) -> None:
+        """Make a row a centre."""
+        if not self._begun:
+            self._begun = True
+            self._start(self._rows[row : row + 1])  # without the mean
+            return
+        with one_thread():
+            self._centres.append(self._rows[row : row + 1])
+            group = self._group
+            torch.minimum(group.near, self._nearest(group.features, group.norm, len(self._centres) - 1), out=group.near)
+            known = (~group.exact.isnan()).nonzero()[:, 0]
+            apart = square(self._rows[group.rows[known]].double() - self._rows[row].double())
+            group.exact[known] = torch.minimum(group.exact[known], apart)
+
+    def _start(self, centres: Float[Tensor, "M E"]) -> None:
+        """Bounds of all rows from these centres alone."""
+        self._centres = _Centres(centres, self._middle)
+        self._bound = torch.full_like(self._norm, torch.inf)
+        self._seen = torch.zeros_like(self._norm, dtype=torch.int32)
+        for part in _parts(self._rows, len(centres)):
+            self._look(part)
+        self._group = self._gather(self._seen < 0, -torch.inf)
+
+    def _nearest(self, features: Float[Tensor, "n E"], norm: Float[Tensor, " n"], first: int) -> Float[Tensor, " n"]:
+        """Squared distance to the nearest of the centres from `first` on, as products see it."""
+        return nearest_product(features, norm, *self._centres.from_(first))[0]
+
+    def _look(self, rows: Int[Tensor, " n"] | slice) -> None:
+        """Bring bounds of rows up to date."""
+        first = int(self._seen[rows].min())
+        fresh = self._nearest(self._rows[rows] - self._middle, self._norm[rows], first)
+        self._bound[rows] = torch.minimum(self._bound[rows], fresh)
+        self._seen[rows] = len(self._centres)
+
+    def _limits(self, near: Tensor, norm: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+        """Between which two numbers the true squared distances lie; -inf where a row is not allowed."""
+        slack = self._slack * (near + norm)
+        return torch.where(allowed, near - slack, -torch.inf), torch.where(allowed, near + slack, -torch.inf)
+
+    def _contenders(self, allowed: Bool[Tensor, " N"]) -> Int[Tensor, " c"]:
+        """Places in the group that may hold the farthest row; none if a row outside may be farther."""
+        group = self._group
+        lower, upper = self._limits(group.near, group.norm, allowed[group.rows])
+        floor = lower.max() if len(lower) else lower.new_tensor(-torch.inf)
+        return ((upper >= floor) & (floor > group.outside)).nonzero()[:, 0]
+
+    def _regroup(self, allowed: Bool[Tensor, " N"]) -> None:
+        """Gather the farthest rows anew, all of them up to date."""
+        self._bound[self._group.rows] = self._group.near
+        self._seen[self._group.rows] = len(self._centres)
+        size = min(len(allowed), sized(GROUP, allowed.device))
+        at_once = size
+        while True:
+            lower, upper = self._limits(self._bound, self._norm, allowed)
+            fresh = self._seen == len(self._centres)
+            least = torch.minimum(torch.where(fresh, lower, -torch.inf).max(), upper.topk(size).values[-1])
+            inside = allowed & (upper >= least)  # more than `size` where many are alike
+            stale = (inside & ~fresh).nonzero()[:, 0]
+            if not len(stale):
+                break
+            if len(stale) > at_once:
+                stale = stale[upper[stale].topk(at_once).indices]
+            for part in blocks(len(stale), max(self._rows.shape[1], 1), stale.device):
+                self._look(stale[part])
+            at_once *= 2
+        self._group = self._gather(inside, float(torch.where(inside, -torch.inf, upper).max()))
+
+    def _gather(self, inside: Bool[Tensor, " N"], outside: float) -> _Group:
+        rows = inside.nonzero()[:, 0]
+        near = self._bound[rows]
+        exact = torch.full_like(near, torch.nan, dtype=torch.float64)
+        return _Group(rows, self._rows[rows] - self._middle, self._norm[rows], near, exact, outside)
+
+    def _exact(self, places: Int[Tensor, " c"]) -> Float[Tensor, " c"]:
+        """Squared distance of rows of the group to the nearest centre, by differences in float64."""
+        group = self._group
+        raw, (centred, half) = self._centres.raw, self._centres.from_(0)
+        apart = group.norm[places, None] + 2 * torch.addmm(half, group.features[places], centred.T, alpha=-1)
+        rows = self._rows[group.rows[places]].double()
+        best = square(rows - raw[apart.argmin(1)].double())
+        slack = self._slack * (group.norm[places] + group.near[places])
+        rival = (apart <= (apart.amin(1) + 2 * slack)[:, None]) & (best > 0)[:, None]
+        who, which = rival.nonzero(as_tuple=True)
+        for part in blocks(len(who), rows.shape[1], who.device):
+            best.scatter_reduce_(0, who[part], square(rows[who[part]] - raw[which[part]].double()), "amin")
+        return best
+
+
+@dataclass
+class _Group:
+    """The rows that are kept up to date.
+
+    Attributes:
+        rows: which, ascending.
+        features: theirs, centred; norm: squared lengths of these.
+        near: squared distance to the nearest centre, as products see it.
+        exact: the same in float64; NaN where nobody asked yet.
+        outside: least upper bound of all other rows that were allowed.
+    """
+
+    rows: Int[Tensor, " G"]
+    features: Float[Tensor, "G E"]
+    norm: Float[Tensor, " G"]
+    near: Float[Tensor, " G"]
+    exact: Float[Tensor, " G"]
+    outside: float
+
+
+class _Centres:
+    """Centres as they are and centred, in room that doubles."""
+
+    def __init__(self, raw: Float[Tensor, "M E"], middle: Float[Tensor, " E"]) -> None:
+        self._middle, self._count = middle, len(raw)
+        self._raw, self._centred = raw, raw - middle
+        self._half = square(self._centred) / 2
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def raw(self) -> Float[Tensor, "M E"]:
+        """As they were given."""
+        return self._raw[: self._count]
+
+    def from_(self, first: int) -> tuple[Float[Tensor, "m E"], Float[Tensor, " m"]]:
+        """Centred features and half their squared lengths, from the `first` on."""
+        return self._centred[first : self._count], self._half[first : self._count]
+
+    def append(self, raw: Float[Tensor, "1 E"]) -> None:
+        """One more."""
+        if self._count == len(self._raw):
+            more = max(64, self._count)
+            self._raw, self._centred, self._half = (
+                torch.cat([t, t.new_empty(more, *t.shape[1:])]) for t in (self._raw, self._centred, self._half)
+            )
+        centred = raw - self._middle
+        place = slice(self._count, self._count + 1)
+        self._raw[place], self._centred[place], self._half[place] = raw, centred, square(centred) / 2
+        self._count += 1
+
+
+def _parts(rows: Float[Tensor, "N E"], centres: int) -> list[slice]:
+    return list(blocks(len(rows), max(rows.shape[1], centres), rows.device))

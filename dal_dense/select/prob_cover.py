@@ -1,0 +1,91 @@
+"""ProbCover: rows whose balls cover the most (Yehuda et al. 2022), for very small budgets.
+
+Max coverage by greedy: the row whose ball holds the most rows that no ball of a labelled or taken row holds yet. The
+published code stores the graph of all pairs within the radius; here counts are kept exact without it: a pick lowers
+them only through the rows that it newly covers, and a row is newly covered once.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dal_dense.select.blocks import blocks, middle_of, nearest_product, sides, square
+
+PURITY = 0.95
+"""Share of balls that must hold rows of one cluster only, as published."""
+SAMPLE = 2000
+"""Balls by which the radius is found."""
+
+
+class ProbCover:
+    """Greedy max coverage. Memory O(N E), time at most O(N^2 E) for the first counts and again for all picks."""
+
+    def __init__(self, rows: Float[Tensor, "N E"], radius: float, centres: Float[Tensor, "M E"]) -> None:
+        """Begin with what the centres cover.
+
+        Args:
+            rows: features, float32. A distance that equals the radius to float32's rounding may count or not.
+            radius: of the balls.
+            centres: features of what is labelled; M may be 0.
+        """
+        middle = middle_of(rows)
+        self._x, self._radius = rows - middle, radius
+        self._norm = square(self._x)
+        self._covered = torch.zeros_like(self._norm, dtype=torch.bool)
+        labelled = centres - middle
+        for part in blocks(len(rows), max(centres.shape), rows.device) if len(centres) else ():
+            apart, _ = nearest_product(self._x[part], self._norm[part], labelled, square(labelled) / 2)
+            self._covered[part] = apart < radius**2
+        self._count = self._within((~self._covered).nonzero()[:, 0])
+
+    def next(self, allowed: Bool[Tensor, " N"]) -> tuple[int, float]:
+        """The allowed row that would cover the most rows newly, and how many; of equals the smaller row."""
+        row = int(torch.where(allowed, self._count, torch.iinfo(torch.int64).min).argmax())
+        return row, float(self._count[row])
+
+    def add(self, row: int) -> None:
+        """Cover the rows around a row."""
+        apart = self._norm + self._norm[row] - 2 * (self._x @ self._x[row])
+        apart[row] = 0
+        new = ((apart < self._radius**2) & ~self._covered).nonzero()[:, 0]
+        self._covered[new] = True
+        self._count -= self._within(new)
+
+    def _within(self, rows: Int[Tensor, " n"]) -> Int[Tensor, " N"]:
+        """How many of these rows each row has within the radius."""
+        count = torch.zeros_like(self._norm, dtype=torch.int64)
+        for few in sides(len(rows), rows.device):
+            x, half = self._x[rows[few]].T, self._norm[rows[few]] / 2
+            for part in sides(len(count), rows.device):
+                least = (self._norm[part, None] - self._radius**2) / 2
+                count[part] += (torch.addmm(-half, self._x[part], x) > least).sum(1)
+        return count
+
+
+def pure_radius(rows: Float[Tensor, "N E"], label: Int[Tensor, " N"], sample: Int[Tensor, " n"]) -> float:
+    """The radius at which `PURITY` of the balls around sampled rows hold no row of another cluster.
+
+    A ball is pure as long as its radius is below the distance to the nearest row of another cluster, so the radius is a
+    quantile of these distances; infinite if there is one cluster only.
+
+    Args:
+        rows: features, float32.
+        label: cluster of each row, as k-means with a cluster for each class gives it.
+        sample: rows whose balls are looked at.
+    """
+    x = rows - middle_of(rows)
+    norm, found = square(x), []
+    for part in sides(len(sample), rows.device):
+        these = sample[part]
+        best = torch.full_like(norm[these], torch.inf)
+        for other in sides(len(rows), rows.device):
+            apart = norm[these, None] + torch.addmm(norm[other], x[these], x[other].T, alpha=-2)
+            apart.masked_fill_(label[these, None] == label[other], torch.inf)
+            best = torch.minimum(best, apart.amin(1))
+        found.append(best.clamp_min(0).sqrt())
+    enemies = torch.cat(found).sort().values
+    place = max(1, int((1 - PURITY) * len(enemies)))
+    # between two of them, so that no distance equals the radius
+    return float((enemies[place - 1] + enemies[min(place, len(enemies) - 1)]) / 2)

@@ -1,0 +1,375 @@
+"""Selection algorithms against brute force in float64."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dal_dense import noise
+from dal_dense.select import (
+    FacilityLocation,
+    KCenter,
+    Picker,
+    ProbCover,
+    badge,
+    k_means,
+    k_means_picker,
+    pick,
+    pure_radius,
+    typiclust,
+)
+from dal_dense.select import blocks as sizes
+from dal_dense.select import k_center as center_module
+from dal_dense.select.typiclust import typicality
+
+MEANS = sys.modules["dal_dense.select.k_means"]  # the package's name of it is the function
+
+SHAPES = st.tuples(st.integers(0, 10**6), st.integers(2, 40), st.integers(1, 6), st.booleans())
+"""Seed, rows, width, and whether the points lie on a small grid, so that copies and ties abound."""
+
+
+def points(shape: tuple[int, int, int, bool]) -> Tensor:
+    seed, n, width, grid = shape
+    x = torch.randn(n, width, generator=torch.Generator().manual_seed(seed)) * 2
+    return x.round() if grid else x
+
+
+def free(x: Tensor, but: int = 0) -> Tensor:
+    return torch.arange(len(x)) >= but
+
+
+def blobs(sizes_of: list[int], width: int = 4, spread: float = 0.1, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Rows around points that are 20 apart, and which."""
+    gen = torch.Generator().manual_seed(seed)
+    which = torch.cat([torch.full((n,), c) for c, n in enumerate(sizes_of)])
+    place = torch.stack([torch.arange(len(sizes_of)) * 20.0, *[torch.zeros(len(sizes_of))] * (width - 1)], 1)
+    return place[which] + spread * torch.randn(len(which), width, generator=gen), which
+
+
+# --- k-centre
+
+
+def farthest_first(x: Tensor, labelled: int, count: int) -> list[int]:
+    """By all differences, in float64; rows before `labelled` are centres."""
+    x = x.double()
+    apart = (x[:, None] - x).square().sum(-1)
+    middle = x.float().double().mean(0).float().double()
+    near = apart[:labelled].amin(0) if labelled else (x - middle).square().sum(1)
+    rows: list[int] = []
+    for _ in range(count):
+        near[list(range(labelled)) + rows] = -1
+        rows.append(int(near.argmax()))
+        near = torch.minimum(near, apart[rows[-1]]) if labelled or len(rows) > 1 else apart[rows[-1]].clone()
+    return rows
+
+
+@given(SHAPES, st.integers(0, 3), st.sampled_from([1, 3, 2048]), st.integers(-3, 3))
+@settings(max_examples=150, deadline=None)
+def test_k_center_is_that_of_float64(shape: tuple[int, int, int, bool], labelled: int, group: int, offset: int) -> None:
+    x = points(shape) + 100.0 * offset  # an offset costs products their digits unless it is taken away
+    labelled = min(labelled, len(x) - 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(center_module.GROUP, "cpu", group)
+        rows = pick(KCenter(x, x[:labelled]), free(x, labelled), len(x)).tolist()
+    assert rows == farthest_first(x, labelled, len(x) - labelled)
+
+
+def test_k_center_with_a_group_that_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0))  # so few axes that every pick lowers many
+    monkeypatch.setitem(center_module.GROUP, "cpu", 64)
+    made, again = 0, KCenter._regroup
+
+    def counted(self: KCenter, allowed: Tensor) -> None:
+        nonlocal made
+        made += 1
+        again(self, allowed)
+
+    monkeypatch.setattr(KCenter, "_regroup", counted)
+    assert pick(KCenter(x, x[:5]), free(x, 5), 200).tolist() == farthest_first(x, 5, 200)
+    assert 5 < made < 200
+
+
+def test_k_center_of_copies_takes_the_first() -> None:
+    assert pick(KCenter(torch.ones(3000, 4), torch.zeros(0, 4)), free(torch.ones(3000)), 4).tolist() == [0, 1, 2, 3]
+
+
+def test_k_center_names_distances_and_minds_what_is_allowed() -> None:
+    x = torch.tensor([[0.0], [1.0], [4.0], [9.0], [9.5]])
+    picker = KCenter(x, x[:1])
+    allowed = torch.tensor([False, True, True, True, False])
+    assert picker.next(allowed) == (3, 9.0)
+    picker.add(4)  # another than it named
+    assert picker.next(allowed) == (2, 4.0)
+    allowed[2] = False
+    assert picker.next(allowed) == (1, 1.0)
+
+
+def test_six_points_that_mislead_an_index() -> None:
+    """small-text 1.4.1 re-uses positions among the unlabelled as rows of all, and picks rows 5 and 4 here."""
+    x = torch.tensor([[0.0, 0.0], [0.1, 0.0], [0.0, 0.1], [6.0, 0.0], [9.9, 0.0], [10.0, 0.0]])
+    unlabelled = torch.tensor([2, 3, 4, 5])
+    allowed = torch.isin(torch.arange(6), unlabelled)
+    assert pick(KCenter(x, x[~allowed]), allowed, 2).tolist() == [5, 3]
+
+
+# --- facility location
+
+
+def served(x: Tensor) -> Tensor:
+    unit = torch.nn.functional.normalize(x.double(), dim=1)
+    return (unit @ unit.T).clamp_min(0)
+
+
+@given(SHAPES, st.integers(0, 3))
+@settings(max_examples=80, deadline=None)
+def test_facility_location_takes_the_greatest_gain(shape: tuple[int, int, int, bool], labelled: int) -> None:
+    x = points(shape)
+    labelled = min(labelled, len(x) - 1)
+    alike = served(x)
+    held = alike[:labelled].amax(0) if labelled else torch.zeros(len(x), dtype=torch.float64)
+    picker, allowed = FacilityLocation(x, x[:labelled]), free(x, labelled)
+    while allowed.any():
+        gain = (alike - held).clamp_min(0).sum(1)
+        row, value = picker.next(allowed)
+        best = float(gain[allowed].max())
+        assert allowed[row] and value == pytest.approx(float(gain[row]), abs=1e-4)
+        assert float(gain[row]) >= best - 1e-4
+        assert not (allowed & (gain >= best - 1e-7))[:row].any(), "of equals the smaller row"
+        picker.add(row)
+        allowed[row] = False
+        held = torch.maximum(held, alike[row])
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=10, deadline=None)
+def test_facility_location_by_parts_is_the_same(seed: int) -> None:
+    x, _ = blobs([40, 30, 20], seed=seed, spread=3.0)
+    whole = pick(FacilityLocation(x, x[:5]), free(x, 5), 20).tolist()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sizes.SIDE, "cpu", 7)
+        patch.setitem(sizes.CELLS, "cpu", 50)
+        assert pick(FacilityLocation(x, x[:5]), free(x, 5), 20).tolist() == whole
+
+
+def test_facility_location_looks_only_at_near_rows_for_the_well_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    gen = torch.Generator().manual_seed(0)
+    x = (3 * torch.eye(40)).repeat_interleave(50, 0) + 0.1 * torch.randn(2000, 40, generator=gen)
+    picker, alike = FacilityLocation(x, x[::50]), served(x)  # a row of each of 40 clusters is labelled
+    looked: list[int] = []
+    of = FacilityLocation._of
+
+    def counted(self: FacilityLocation, rows: Tensor, few: Tensor, room: Tensor) -> Tensor:
+        looked.append(len(rows) * len(few))
+        return of(self, rows, few, room)
+
+    monkeypatch.setattr(FacilityLocation, "_of", counted)
+    rows = pick(picker, free(x), 30)
+    held = alike[::50].amax(0)
+    for row in rows.tolist():
+        gain = (alike - held).clamp_min(0).sum(1)
+        assert float(gain[row]) >= float(gain.max()) - 1e-4
+        held = torch.maximum(held, alike[row])
+    assert 0 < sum(looked) < 30 * 50 * len(x) / 4  # a quarter of what all rows would cost
+
+
+# --- BADGE
+
+
+def explicit_badge(residual: Tensor, x: Tensor, key: Tensor, seed: int, count: int) -> list[int]:
+    """k-means++ on gradients that are written out, in float64, with the same draws."""
+    gradient = (residual.double()[:, :, None] * x.double()[:, None]).flatten(1)
+    length = gradient.square().sum(1)
+    rows = [int(length.argmax())]
+    far = torch.full_like(length, torch.inf)
+    for n in range(1, count):
+        apart = (gradient - gradient[rows[-1]]).square().sum(1)
+        far = torch.minimum(far, torch.where(apart > 1e-6 * (length + length[rows[-1]]), apart, 0))
+        value = far.clamp_min(1e-30).log() + noise.gumbel(key, seed, f"pick {n}")
+        value[rows] = -torch.inf
+        rows.append(int(value.argmax()))
+    return rows
+
+
+@given(st.integers(0, 10**6), st.integers(3, 40), st.integers(1, 4), st.integers(1, 5))
+@settings(max_examples=60, deadline=None)
+def test_badge_draws_what_explicit_gradients_draw(seed: int, n: int, classes: int, width: int) -> None:
+    gen = torch.Generator().manual_seed(seed)
+    residual, x = torch.randn(n, classes, generator=gen), torch.randn(n, width, generator=gen) + 1
+    residual[n // 2], x[n // 2] = residual[0], x[0]  # a copy
+    key = torch.randint(0, 2**62, (n,), generator=gen)
+    wanted = explicit_badge(residual, x, key, seed, n - 1)
+    assert pick(badge(residual, x, key, seed), free(x), n - 1).tolist() == wanted
+
+
+def test_badge_draws_in_proportion_to_squared_distance() -> None:
+    x, residual = torch.tensor([[10.0, 0.0], [10.0, 1.0], [10.0, 2.0], [10.0, -3.0]]), torch.ones(4, 1)
+    picker = badge(residual, x, torch.arange(4), 0)
+    assert picker.next(torch.ones(4, dtype=torch.bool))[0] == 3  # the longest
+    drawn = torch.zeros(4)
+    for seed in range(2000):
+        picker = badge(residual, x, torch.arange(4), seed)
+        picker.add(0)
+        drawn[picker.next(torch.tensor([False, True, True, True]))[0]] += 1
+    for row, share in ((1, 1 / 14), (2, 4 / 14), (3, 9 / 14)):
+        assert abs(float(drawn[row]) / 2000 - share) < 4.5 * math.sqrt(share * (1 - share) / 2000)
+
+
+# --- k-means, TypiClust
+
+
+@given(SHAPES, st.integers(1, 8))
+@settings(max_examples=40, deadline=None)
+def test_k_means_never_gets_worse_and_repeats_itself(shape: tuple[int, int, int, bool], count: int) -> None:
+    x = points(shape)
+    key, inertia = torch.arange(len(x)) * 7919, [math.inf]
+    for rounds in range(6):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(MEANS, "ROUNDS", rounds)
+            found = k_means(x, count, key, shape[0])
+        assert found.inertia <= inertia[-1] + 1e-3
+        inertia.append(found.inertia)
+        apart = (x.double()[:, None] - found.centres.double()).square().sum(-1)
+        mine = apart.gather(1, found.label[:, None])[:, 0]
+        assert (mine <= apart.amin(1) + 1e-4).all()
+        torch.testing.assert_close(found.squared.double(), mine, atol=1e-4, rtol=1e-4)
+    again, found = k_means(x, count, key, shape[0]), k_means(x, count, key, shape[0])
+    assert torch.equal(again.label, found.label) and torch.equal(again.centres, found.centres)
+
+
+def test_k_means_leaves_an_empty_cluster_where_it_is() -> None:
+    x = torch.zeros(5, 2)
+    found = k_means(x, 3, torch.arange(5), 0)
+    assert found.label.tolist() == [0] * 5 and found.inertia == 0 and found.centres.isfinite().all()
+
+
+def test_k_means_picks_the_middle_of_each_blob_the_largest_first() -> None:
+    x, which = blobs([30, 20, 25, 10])
+    picker = k_means_picker(x, free(x), 4, torch.arange(len(x)), 0)
+    rows = pick(picker, free(x), 6)
+    assert which[rows].tolist() == [0, 2, 1, 3, 0, 2]  # and by turns again
+    for row in rows[:4].tolist():
+        mine = which == which[row]
+        middle = x[mine].mean(0)
+        assert row == int((x - middle).norm(dim=1).masked_fill(~mine, math.inf).argmin())
+
+
+def test_k_means_leaves_labelled_rows_aside() -> None:
+    x, which = blobs([30, 20])
+    picker = k_means_picker(x, which == 1, 2, torch.arange(len(x)), 0)
+    assert (which[pick(picker, which == 1, 20)] == 1).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_typiclust_takes_a_typical_row_of_each_blob_without_a_label(seed: int) -> None:
+    x, which = blobs([40, 10, 30, 20], seed=seed)
+    labelled = torch.arange(len(x)) == 3  # in the largest
+    picker = typiclust(x, labelled, 3, torch.arange(len(x)), seed)
+    rows = pick(picker, ~labelled, 4)
+    assert which[rows].tolist() == [2, 3, 1, 0]
+    for row in rows.tolist():
+        mine = ((which == which[row]) & ~labelled).nonzero()[:, 0]
+        apart = torch.cdist(x[mine].double(), x[mine].double())
+        near = apart.sort(dim=1).values[:, 1 : 1 + min(20, len(mine) - 1)].mean(1)
+        assert row == int(mine[near.argmin()])
+
+
+def test_typicality_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(60, 5, generator=torch.Generator().manual_seed(0)) + 50
+    apart = torch.cdist(x.double(), x.double()).sort(dim=1).values[:, 1:21].mean(1)
+    torch.testing.assert_close(-typicality(x).double(), apart, atol=1e-4, rtol=0)
+    monkeypatch.setitem(sizes.CELLS, "cpu", 200)
+    torch.testing.assert_close(-typicality(x).double(), apart, atol=1e-4, rtol=0)
+    assert typicality(x[:1]).tolist() == [0]
+
+
+# --- ProbCover
+
+
+def cover_by_graph(x: Tensor, radius: float, labelled: int, count: int) -> list[int]:
+    """From the whole graph, in float64."""
+    edge = (x.double()[:, None] - x.double()).norm(dim=-1) < radius
+    covered, rows = edge[:labelled].any(0), list[int]()
+    for _ in range(count):
+        gain = (edge & ~covered).sum(1)
+        gain[list(range(labelled)) + rows] = -1
+        rows.append(int(gain.argmax()))
+        covered |= edge[rows[-1]]
+    return rows
+
+
+@given(SHAPES, st.integers(0, 3), st.sampled_from([0.3, 1.2, 2.1, 3.3]), st.integers(1, 40))
+@settings(max_examples=100, deadline=None)
+def test_prob_cover_is_that_of_the_graph(
+    shape: tuple[int, int, int, bool], labelled: int, radius: float, side: int
+) -> None:
+    x = points(shape)  # the squared radius is no whole number: on the grid no distance equals it
+    assume(((torch.cdist(x, x) - radius).abs() > 1e-3).all())
+    labelled = min(labelled, len(x) - 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sizes.SIDE, "cpu", side)
+        rows = pick(ProbCover(x, radius, x[:labelled]), free(x, labelled), len(x)).tolist()
+    assert rows == cover_by_graph(x, radius, labelled, len(x) - labelled)
+
+
+def test_prob_cover_leaves_no_row_out() -> None:
+    """The published code's loop over blocks of 500 leaves out the last N mod 500 rows."""
+    x = torch.cat([torch.arange(1000.0)[:, None] * 5, torch.full((30, 1), -50.0)])
+    assert pick(ProbCover(x, 1.0, x[:0]), free(x), 1).tolist() == [1000]
+
+
+def test_pure_radius_is_the_largest_whose_balls_are_pure() -> None:
+    x = torch.cat([torch.arange(100.0), 150 + torch.arange(100.0)])[:, None]  # nearest row of the other: 51 to 150
+    label = (torch.arange(200) >= 100).long()
+    radius = pure_radius(x, label, torch.arange(200))
+    apart = torch.cdist(x, x)
+    pure = [float(((apart < r) <= (label[:, None] == label)).all(1).double().mean()) for r in (radius, radius + 1)]
+    assert pure[0] >= 0.95 > pure[1]
+    assert pure_radius(x, 0 * label, torch.arange(50)) == math.inf
+
+
+# --- all
+
+
+def made(name: str, x: Tensor, key: Tensor) -> Picker:
+    return {
+        "k_center": lambda: KCenter(x, x[:0]),
+        "facility_location": lambda: FacilityLocation(x, x[:0]),
+        "badge": lambda: badge(x[:, :2].abs(), x, key, 5),
+        "k_means": lambda: k_means_picker(x, free(x), 4, key, 5),
+        "typiclust": lambda: typiclust(x, torch.zeros(len(x), dtype=torch.bool), 4, key, 5),
+        "prob_cover": lambda: ProbCover(x, 2.0, x[:0]),
+    }[name]()
+
+
+NAMES = ("k_center", "facility_location", "badge", "k_means", "typiclust", "prob_cover")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("seed", range(3))
+def test_neither_order_nor_blocks_matter(name: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, _ = blobs([30, 25, 20, 18], spread=5.0, seed=seed)
+    key = torch.randint(0, 2**62, (len(x),), generator=torch.Generator().manual_seed(seed))
+    rows = pick(made(name, x, key), free(x), 12)
+    if name != "prob_cover":  # counts are equal by chance, and of equals the smaller row is taken
+        mixed = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+        assert rows.tolist() == mixed[pick(made(name, x[mixed], key[mixed]), free(x), 12)].tolist()
+    monkeypatch.setitem(sizes.SIDE, "cpu", 7)
+    monkeypatch.setitem(sizes.CELLS, "cpu", 60)
+    assert pick(made(name, x, key), free(x), 12).tolist() == rows.tolist()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", NAMES)
+def test_the_gpu_picks_the_same(name: str) -> None:
+    x, _ = blobs([300, 250, 200, 180], spread=1.0)
+    key = torch.arange(len(x))
+    here = pick(made(name, x, key), free(x), 40)
+    there = pick(made(name, x.cuda(), key.cuda()), free(x).cuda(), 40)
+    assert there.is_cuda and here.tolist() == there.tolist()
