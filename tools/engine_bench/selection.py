@@ -307,7 +307,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         name="matching",
-        work="2,000 frames with 100 detections of 256 features in 20 classes (as in VOC), every pair of frames compared",
+        work="2,000 frames with 100 detections of 256 features in 20 classes (as in VOC), every pair compared",
         goal="at most a thirtieth of the loop's CPU time, which is reckoned from 1,000 of 1,999,000 pairs",
         make=objects,
         ways={"dal_dense": Way(matching_ours, cuda=True), "loop over pairs, a sample": Way(matching_loop)},
