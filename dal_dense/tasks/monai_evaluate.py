@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dal_dense.calibration import CalibrationSums
 from dal_dense.tasks.base import IGNORE, Measurement
+from dal_dense.uncertainty import likeliest
 
 
 def confusion(
@@ -68,7 +69,7 @@ class Scoreboard:
 
     def add(self, group: str, probs: Float[Tensor, "classes *grid"], truth: UInt8[Tensor, "*grid"]) -> None:
         """Take one image in, on its own stored grid."""
-        self._matrices[group].append(confusion(truth, probs.argmax(0).to(torch.uint8), len(self.classes)))
+        self._matrices[group].append(confusion(truth, likeliest(probs), len(self.classes)))
         known = truth != IGNORE
         self._calibration.add(probs[:, known], truth[known])
 
