@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -51,11 +52,23 @@ def peak_boxes(
     stride: int,
     count: int,
     blocked: Regions,
+    *,
     topk: float | None = None,
+    weight: Float[Tensor, "*grid"] | None = None,
 ) -> Regions:
-    """The `count` best boxes of a map that do not overlap: by box mean, or by the mean of the top share `topk`."""
+    """The `count` best boxes of a map that do not overlap, by the mean over the box or over its best voxels.
+
+    Args:
+        values: a map.
+        size: box size.
+        stride: of the positions that are looked at.
+        count: how many boxes at most.
+        blocked: ground that none may touch.
+        topk: share of a box's voxels that count; None: all.
+        weight: multiplied in, voxel by voxel, for the mean over the whole box.
+    """
     if topk is None:
-        positions = scores.box_means(values, size, stride)
+        positions = scores.box_means(values, size, stride, weight)
         return scores.peaks(positions, size, stride, count, blocked, values.shape)[0]
     steps = scores.coarse_stride(size, stride)
     positions = scores.topk_means(values, size, steps, topk)
@@ -98,7 +111,7 @@ def _free_tiles(shape: Sequence[int], box: Sequence[int], count: int, blocked: R
         free[scores.touching(columns, box, start, stop)] = False
     numbers = free.flatten().nonzero()[:, 0]
     drawn = numbers[uniform(numbers, seed, "tile").argsort(stable=True)[:count]]
-    places = torch.unravel_index(drawn, free.shape)
+    places = np.unravel_index(drawn.numpy(), tuple(free.shape))  # torch's imports sympy, which takes 0.4 s
     first = torch.stack([torch.tensor(c)[p] for c, p in zip(columns, places, strict=True)], 1)
     return Regions(first, first + torch.tensor(tuple(box)))
 

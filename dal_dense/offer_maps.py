@@ -7,6 +7,7 @@ out for these few boxes only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -183,11 +184,16 @@ def _check(pred: DensePrediction, spec: OfferSpec, image_id: str, entropy: Tenso
         raise ConfigError(
             f"uncertainty.score: {spec.score} is not among the maps {', '.join(pred.maps)}; compute it too"
         )
-    if not (torch.isfinite(entropy).all() and torch.isfinite(pred.maps[spec.score]).all()):
+    if not (_finite(entropy) and _finite(pred.maps[spec.score])):
         raise DataError(
             f"image {image_id}: the model's output holds NaN or Inf; look for such voxels in the image, "
             "and lower task.train.lr if many images are named"
         )
+
+
+def _finite(values: Tensor) -> bool:
+    """Without a temporary: NaN and Inf show in the extremes."""
+    return all(math.isfinite(x) for x in values.aminmax())
 
 
 def _joined(one: Regions, other: Regions) -> Regions:
@@ -202,10 +208,11 @@ def _candidates(
     topk = spec.topk if spec.pooling == "topk" else None
     sought, drawn = [taken[:0]], [taken[:0]]
     for size in candidates.box_sizes(spec.kind, spec.sizes, shape, spec.axial_axis):
-        sought.append(candidates.peak_boxes(pred.maps[spec.score], size, spec.stride, spec.per_image, taken, topk))
-        for c, count in candidates.share_out(spec.per_image, spec.quota_classes):
-            of_class = uncertainty.class_entropy(pred.mean[c], entropy)
-            sought.append(candidates.peak_boxes(of_class, size, spec.stride, count, taken))
+        score = pred.maps[spec.score]
+        sought.append(candidates.peak_boxes(score, size, spec.stride, spec.per_image, taken, topk=topk))
+        for c, count in candidates.share_out(spec.per_image, spec.quota_classes):  # by p_c H(p), the class's share of H
+            p = pred.mean[c]
+            sought.append(candidates.peak_boxes(p, size, spec.stride, count, taken, weight=entropy))
         blind = candidates.random_boxes(image_id, shape, size, spec.per_image, taken, seed)
         drawn.append(blind.to(entropy.device))
     return candidates.distinct(image_id, sought), candidates.distinct(image_id, drawn)
@@ -241,14 +248,13 @@ def _figures(pred: DensePrediction, spec: OfferSpec, entropy: Tensor, blank: Off
     boundary = contour_lengths(pred.mean, boxes, spec.spacing, spec.axial_axis)
     objects = _objects(pred, boxes, spec)
     area = area_of(boxes, spec.spacing, spec.axial_axis)
-    by_class = [_means(uncertainty.class_entropy(p, entropy), boxes) for p in pred.mean]
     score = extra[spec.score]
     if spec.pooling == "topk":
         score = scores.topk_in(pred.maps[spec.score], boxes, spec.topk)
     return replace(
         blank,
         score=score.clamp_min(0),
-        class_score=torch.stack(by_class, 1).clamp_min(0),
+        class_score=scores.means_in(pred.mean, boxes, entropy).clamp_min(0),
         shares=_shares(pred, boxes),
         boundary=boundary,
         objects=objects,

@@ -1,10 +1,5 @@
 """From a map to regions: box means at every position, and the best boxes that do not overlap.
 
-The mean over each box of a size, at every position, takes two additions per doubling of the side
-and axis, whatever the size: window sums of length 2k are two of length k. No running total over
-the whole axis is kept, so float32 is safe, a box of zeros scores exactly 0, boxes of equal content
-score exactly equal, and one bad voxel spoils only the boxes that hold it.
-
 Positions are every `stride`-th voxel and the last one that fits, so no ground is out of reach.
 """
 
@@ -12,14 +7,19 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import TypeVar
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from torch import Tensor
 
-from dal_dense.regions import Regions, slices
+from dal_dense.regions import Box, Regions, slices
+from dal_dense.window_sums import means_at
 
+Array = TypeVar("Array", np.ndarray, Tensor)
 Stride = int | Sequence[int]
 """Step between candidate positions, one number or one an axis."""
 
@@ -47,33 +47,21 @@ def starts(shape: Sequence[int], size: Sequence[int], stride: Stride = 1) -> tup
     return tuple(columns)
 
 
-def box_means(values: Float[Tensor, "*grid"], size: Sequence[int], stride: Stride = 1) -> Float[Tensor, "*positions"]:
-    """Mean over the box at every position of `starts(values.shape, size, stride)`; float32."""
-    box = fitted(size, values.shape)
-    means = values.float()
-    for axis, (side, column) in enumerate(zip(box, starts(values.shape, size, stride), strict=True)):
-        means = _window_sums(means, side, axis)
-        if len(column) < means.shape[axis]:
-            means = means.index_select(axis, torch.tensor(column, device=means.device))
-        means = means / side
-    return means
+def box_means(
+    values: Float[Tensor, "*grid"],
+    size: Sequence[int],
+    stride: Stride = 1,
+    weight: Float[Tensor, "*grid"] | None = None,
+) -> Float[Tensor, "*positions"]:
+    """Mean over the box at every position of `starts(values.shape, size, stride)`; float32.
 
-
-def _window_sums(values: Tensor, side: int, axis: int) -> Tensor:
-    """Sums of `side` neighbours along an axis, by doubling; the binary digits of `side` say which to join."""
-    positions = values.shape[axis] - side + 1
-    total: Tensor | None = None
-    done, width, block = 0, 1, values  # block: sums of `width` neighbours; total: of the first `done`
-    while True:
-        if side & width:
-            part = block.narrow(axis, done, positions)
-            total = part if total is None else total + part
-            done += width
-        if done == side:
-            return total if total is not None else values
-        left = block.shape[axis] - width
-        block = block.narrow(axis, 0, left) + block.narrow(axis, width, left)
-        width *= 2
+    Args:
+        values: a map.
+        size: box size; cut to the image where it is larger.
+        stride: of the positions.
+        weight: multiplied in, voxel by voxel.
+    """
+    return means_at(values, fitted(size, values.shape), starts(values.shape, size, stride), weight)
 
 
 def coarse_stride(size: Sequence[int], stride: int) -> tuple[int, ...]:
@@ -101,11 +89,30 @@ def topk_means(
     return torch.stack(rows)
 
 
-def means_in(values: Float[Tensor, "maps *grid"], regions: Regions) -> Float[Tensor, "regions maps"]:
-    """Mean of each map in each of a few boxes; float32."""
-    grid = tuple(range(1, values.ndim))
-    rows = [values[(slice(None), *slices(box))].mean(grid, dtype=torch.float32) for box in regions.boxes()]
+def means_in(
+    values: Float[Tensor, "maps *grid"], regions: Regions, weight: Float[Tensor, "*grid"] | None = None
+) -> Float[Tensor, "regions maps"]:
+    """Mean of each map, times `weight` where given, in each of a few boxes; float32."""
+    rows = []
+    for box in regions.boxes():
+        maps, factor = values[(slice(None), *slices(box))], None if weight is None else weight[slices(box)]
+        rows.append(_means_on_cpu(maps, factor) if values.device.type == "cpu" else _means(maps, factor))
     return torch.stack(rows) if rows else values.new_zeros(0, values.shape[0], dtype=torch.float32)
+
+
+def _means(maps: Float[Tensor, "maps *box"], weight: Float[Tensor, "*box"] | None) -> Float32[Tensor, " maps"]:
+    if weight is None:
+        return maps.mean(tuple(range(1, maps.ndim)), dtype=torch.float32)
+    return torch.stack([(values * weight).mean(dtype=torch.float32) for values in maps])
+
+
+def _means_on_cpu(maps: Float[Tensor, "maps *box"], weight: Float[Tensor, "*box"] | None) -> Float32[Tensor, " maps"]:
+    """By NumPy: it wakes no threads for a box, and sums rows pairwise, which is exact to float32."""
+    flat = maps.detach().float().numpy().reshape(len(maps), -1)
+    if weight is None:
+        return torch.from_numpy(flat.mean(1))
+    factor = weight.detach().float().numpy().reshape(-1)
+    return torch.tensor([float((values * factor).mean()) for values in flat])
 
 
 def topk_in(values: Float[Tensor, "*grid"], regions: Regions, share: float) -> Float[Tensor, " regions"]:
@@ -122,7 +129,7 @@ def _top(share: float, voxels: int) -> int:
 
 
 def peaks(
-    scores: Float[Tensor, "*positions"],
+    scores: Float32[Tensor, "*positions"],
     size: Sequence[int],
     stride: Stride,
     count: int,
@@ -132,10 +139,12 @@ def peaks(
     """The best box, then the best that does not overlap it, and so on: at most `count` boxes.
 
     Exact greedy selection over all positions, with ties going to the lowest index. The maximum of
-    each row (first axis) is kept, so that a pick looks again only at the rows whose boxes it blocked.
+    each row (last axis) is kept, so that a pick searches the maxima and one row, and only the rows
+    that it blocked in part are looked at again.
 
     Args:
-        scores: one number a position of `starts(shape, size, stride)`; -inf is never chosen.
+        scores: one number a position of `starts(shape, size, stride)`; -inf is never chosen. Used up:
+            what can no longer be chosen is overwritten with -inf.
         size: box size; cut to the image where it is larger.
         stride: as the scores were made with.
         count: how many boxes at most.
@@ -152,26 +161,36 @@ def peaks(
     columns = starts(shape, size, stride)
     if tuple(scores.shape) != tuple(map(len, columns)):
         raise ValueError(f"scores are {tuple(scores.shape)}, positions {tuple(map(len, columns))}")
-    left = scores.float().clone()
     for start, stop in blocked.boxes():
-        left[touching(columns, box, start, stop)] = -math.inf
-    best = left.flatten(1).amax(1)
-    chosen: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-    values: list[float] = []
-    while len(chosen) < count:
-        row = int(best.argmax())
+        scores[touching(columns, box, start, stop)] = -math.inf
+    on_cpu = scores.device.type == "cpu"  # where torch would wake its threads for a few rows
+    picked = _greedily(scores.numpy(), columns, box) if on_cpu else _greedily(scores, columns, box)
+    picks = list(islice(picked, count))
+    boxes = Regions.of([taken for taken, _ in picks], len(box), scores.device)
+    return boxes, torch.tensor([value for _, value in picks], device=scores.device)
+
+
+def _greedily(left: Array, columns: Sequence[list[int]], box: Sequence[int]) -> Iterator[tuple[Box, float]]:
+    best = _row_maxima(left)
+    while True:
+        row: tuple[int, ...] = tuple(map(int, np.unravel_index(int(best.argmax()), tuple(best.shape))))
         value = float(best[row])
         if value == -math.inf:
-            break
-        place = (row, *map(int, torch.unravel_index(left[row].argmax(), left.shape[1:])))
+            return
+        place = (*row, int(left[row].argmax()))
         start = tuple(c[i] for c, i in zip(columns, place, strict=True))
         stop = tuple(a + s for a, s in zip(start, box, strict=True))
-        chosen.append((start, stop))
-        values.append(value)
+        yield (start, stop), value
         shadow = touching(columns, box, start, stop)
         left[shadow] = -math.inf
-        best[shadow[0]] = left[shadow[0]].flatten(1).amax(1)
-    return Regions.of(chosen, len(box), scores.device), torch.tensor(values, device=scores.device)
+        best[shadow[:-1]] = _row_maxima(left[shadow[:-1]])
+
+
+def _row_maxima(values: Array) -> Array:
+    if isinstance(values, Tensor):
+        return values.amax(-1)
+    maxima: np.ndarray = values.max(-1)
+    return maxima
 
 
 def touching(

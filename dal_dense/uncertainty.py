@@ -1,27 +1,42 @@
 """Uncertainty of every voxel or pixel, from probability draws. All entropies are in nats.
 
 A draw is one softmax output for the whole image: a dropout pass, a flipped pass, an ensemble
-member, a late checkpoint. `DrawSums` takes draws one at a time and keeps the sums of p and of H(p),
-which give every map here exactly; memory is classes x grid whatever the number of draws, and
-temporaries are one grid. The plain functions on stacked draws say the same in one line each; tests
-hold the two against each other.
+member, a late checkpoint. `DrawSums` takes draws one at a time, each read once, and keeps the sums of
+p and of H(p), which give every map here exactly. Memory is classes x grid whatever the number of
+draws: temporaries are a piece of one grid, and the mean takes the place of the sum. The plain functions
+on stacked draws say the same in one line each; tests hold the two against each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, cached_property
+from subprocess import SubprocessError
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
+
+from dal_dense import uncertainty_cpu
+from dal_dense.pieces import in_pieces, voxels_a_piece
 
 
 def entropy(probs: Float[Tensor, "classes *grid"]) -> Float[Tensor, "*grid"]:
-    """Shannon entropy over the classes, class by class so that temporaries stay one grid."""
+    """Shannon entropy over the classes; temporaries are one grid at most, on the CPU a piece of it."""
+    if probs.is_cpu:
+        total = torch.zeros(probs.shape[1:])
+        uncertainty_cpu.accumulate(_flat(probs), None, total.view(-1))
+    else:
+        total = entropy_plainly(probs)
+    return total.clamp_min_(0)  # p may exceed 1 by rounding, where -p log p is below 0
+
+
+def entropy_plainly(probs: Float[Tensor, "classes *grid"]) -> Float[Tensor, "*grid"]:
+    """By torch alone, class by class."""
     total: Tensor = torch.special.entr(probs[0].float())
     for p in probs[1:]:
         total += torch.special.entr(p.float())
-    return total.clamp_min_(0)  # p may exceed 1 by rounding, where entr is below 0
+    return total
 
 
 def margin(probs: Float[Tensor, "classes *grid"]) -> Float[Tensor, "*grid"]:
@@ -32,25 +47,23 @@ def margin(probs: Float[Tensor, "classes *grid"]) -> Float[Tensor, "*grid"]:
 
 def least_confidence(probs: Float[Tensor, "classes *grid"]) -> Float[Tensor, "*grid"]:
     """1 - p of the likeliest class (Lewis & Gale 1994)."""
-    return torch.clamp(1 - probs.amax(0).float(), 0, 1)
+    return torch.clamp(1 - _two_largest(probs)[0], 0, 1)
 
 
 def likeliest(probs: Float[Tensor, "classes *grid"]) -> UInt8[Tensor, "*grid"]:
     """Number of the likeliest class; the lower one of a tie. Several times faster on a CPU than argmax."""
-    best = probs[0]
-    label = torch.zeros_like(best, dtype=torch.uint8)
-    for c, p in enumerate(probs[1:], start=1):
-        label.masked_fill_(p > best, c)
-        best = torch.maximum(best, p)
-    return label
+    flat = _flat(probs)
+    label = torch.zeros(flat.shape[1], dtype=torch.uint8, device=probs.device)
 
+    def work(pieces: Sequence[slice]) -> None:
+        for piece in pieces:
+            best = flat[0, piece]
+            for c, p in enumerate(flat[1:, piece], start=1):
+                label[piece].masked_fill_(p > best, c)
+                best = torch.maximum(best, p)
 
-def class_entropy(p: Float[Tensor, "*grid"], predictive_entropy: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:
-    """p_c H(p), the share of one class in the predictive entropy; over all classes the shares add up to it.
-
-    One class at a time, so that temporaries stay one grid; what class quotas rank regions by.
-    """
-    return p * predictive_entropy
+    in_pieces(len(label), voxels_a_piece(probs.device), probs.device, work)
+    return label.view(probs.shape[1:])
 
 
 def predictive_entropy(draws: Float[Tensor, "draws classes *grid"]) -> Float[Tensor, "*grid"]:
@@ -79,6 +92,54 @@ def _two_largest(probs: Float[Tensor, "classes *grid"]) -> tuple[Float[Tensor, "
     return first, second
 
 
+def _flat(probs: Float[Tensor, "classes *grid"]) -> Float[Tensor, "classes voxels"]:
+    """A view where the voxels of a class lie one after the other, as those of a softmax output do."""
+    return probs.reshape(len(probs), -1)
+
+
+def accumulate(
+    probs: Float[Tensor, "classes *grid"],
+    total: Float32[Tensor, "classes *grid"],
+    entropies: Float32[Tensor, "*grid"],
+) -> None:
+    """Add one draw's p and H(p) to running sums, in place; by which code depends on the device of the draw.
+
+    Args:
+        probs: probabilities, any float type.
+        total: sum of p, contiguous.
+        entropies: sum of H(p), contiguous.
+    """
+    if probs.is_cpu:
+        uncertainty_cpu.accumulate(_flat(probs), _flat(total), entropies.view(-1))
+    elif probs.is_cuda and (kernel := _kernel()) is not None:
+        kernel(_flat(probs), _flat(total), entropies.view(-1))
+    else:
+        accumulate_plainly(probs, total, entropies)
+
+
+def accumulate_plainly(
+    probs: Float[Tensor, "classes *grid"],
+    total: Float32[Tensor, "classes *grid"],
+    entropies: Float32[Tensor, "*grid"],
+) -> None:
+    """`accumulate` by torch alone, on any device: the reference, and what is done where there is no kernel."""
+    total += probs
+    entropies += entropy_plainly(probs)
+
+
+@cache
+def _kernel() -> Callable[[Tensor, Tensor, Tensor], None] | None:
+    """The fused kernel of CUDA devices; None where Triton, or the C compiler that it starts with, is missing."""
+    try:
+        from dal_dense import uncertainty_triton
+
+        few = torch.zeros(2, 16, device="cuda")
+        uncertainty_triton.accumulate(few, few.clone(), few[0].clone())
+    except (ImportError, OSError, RuntimeError, SubprocessError):
+        return None
+    return uncertainty_triton.accumulate
+
+
 class DrawSums:
     """Running sums of draws; float32, on the device of the draws. This is the one mutable thing here."""
 
@@ -99,27 +160,20 @@ class DrawSums:
         if self._probs is None or self._entropy is None:
             if probs.ndim < 2 or probs.shape[0] < 2:
                 raise ValueError(f"a draw must be (classes >= 2, *grid); got shape {tuple(probs.shape)}")
-            self._probs = probs.to(torch.float32, copy=True)
-            self._entropy = entropy(probs)
-        else:
-            if probs.shape != self._probs.shape:
-                raise ValueError(f"draw {self.count} is {tuple(probs.shape)}, the first {tuple(self._probs.shape)}")
-            self._probs += probs
-            self._entropy += entropy(probs)
+            self._probs = torch.zeros(probs.shape, device=probs.device)
+            self._entropy = torch.zeros(probs.shape[1:], device=probs.device)
+        elif probs.shape != self._probs.shape:
+            raise ValueError(f"draw {self.count} is {tuple(probs.shape)}, the first {tuple(self._probs.shape)}")
+        accumulate(probs, self._probs, self._entropy)
         self.count += 1
 
-    def mean(self) -> Float[Tensor, "classes *grid"]:
-        """The mean draw; a new tensor.
+    def finish(
+        self, names: Iterable[str] = ()
+    ) -> tuple[Float[Tensor, "classes *grid"], dict[str, Float[Tensor, "*grid"]]]:
+        """The mean draw, and the maps asked for, by name in `MAPS`.
 
-        Raises:
-            ValueError: if no draw was added.
-        """
-        if self._probs is None:
-            raise ValueError("no draw was added; call add() at least once")
-        return self._probs / self.count
-
-    def maps(self, names: Iterable[str]) -> dict[str, Float[Tensor, "*grid"]]:
-        """The maps asked for, by name in `MAPS`.
+        The sums become the mean where they lie, so there is never a second tensor of their size; what
+        is left is empty, ready for the draws of another image.
 
         Raises:
             ValueError: if a name is unknown, or no draw was added.
@@ -127,25 +181,42 @@ class DrawSums:
         wanted = tuple(names)
         if unknown := [name for name in wanted if name not in MAPS]:
             raise ValueError(f"no uncertainty map is called {unknown[0]!r}; there are {', '.join(MAPS)}")
-        mean = self.mean()
-        return {name: MAPS[name](self, mean) for name in wanted}
-
-    def expected_entropy(self) -> Float[Tensor, "*grid"]:
-        """Mean of H over the draws added so far."""
-        if self._entropy is None:
+        if self._probs is None or self._entropy is None:
             raise ValueError("no draw was added; call add() at least once")
-        return self._entropy / self.count
+        mean, expected, count = self._probs, self._entropy, self.count
+        self.count, self._probs, self._entropy = 0, None, None
+        last = "expected_entropy" if "expected_entropy" in wanted else "mutual_information"  # needs the sum no more
+        maps = {name: expected if name == last else torch.empty_like(expected) for name in wanted}
 
-    def mutual_information(self, mean: Float[Tensor, "classes *grid"]) -> Float[Tensor, "*grid"]:
-        """BALD; clamped at 0, below which only rounding can take it."""
-        return (entropy(mean) - self.expected_entropy()).clamp_min_(0)
+        def work(pieces: Sequence[slice]) -> None:
+            for piece in pieces:
+                here = _Piece(_flat(mean)[:, piece], expected.view(-1)[piece])
+                for values in (*here.mean, here.expected):
+                    values /= count
+                for name in wanted:
+                    maps[name].view(-1)[piece] = MAPS[name](here)
+
+        in_pieces(expected.numel(), voxels_a_piece(mean.device), mean.device, work)
+        return mean, maps
 
 
-MAPS: dict[str, Callable[[DrawSums, Tensor], Tensor]] = {
-    "predictive_entropy": lambda sums, mean: entropy(mean),
-    "expected_entropy": lambda sums, mean: sums.expected_entropy(),
-    "mutual_information": lambda sums, mean: sums.mutual_information(mean),
-    "margin": lambda sums, mean: margin(mean),
-    "least_confidence": lambda sums, mean: least_confidence(mean),
+class _Piece:
+    """The mean draw and the mean H(p) in some voxels; what two maps are made of is worked out once."""
+
+    def __init__(self, mean: Float[Tensor, "classes voxels"], expected: Float[Tensor, " voxels"]) -> None:
+        self.mean, self.expected = mean, expected
+
+    @cached_property
+    def entropy(self) -> Float[Tensor, " voxels"]:
+        """H of the mean."""
+        return entropy(self.mean)
+
+
+MAPS: dict[str, Callable[[_Piece], Tensor]] = {
+    "predictive_entropy": lambda here: here.entropy,
+    "expected_entropy": lambda here: here.expected.clamp_min(0),
+    "mutual_information": lambda here: (here.entropy - here.expected).clamp_min_(0),  # below 0 only by rounding
+    "margin": lambda here: margin(here.mean),
+    "least_confidence": lambda here: least_confidence(here.mean),
 }
-"""Every map by name, from the sums and the mean draw."""
+"""Every map by name."""

@@ -152,4 +152,4 @@ class ToyTask:
         sums.add(model.probabilities(image))
         pool = torch.nn.functional.adaptive_avg_pool3d if image.ndim == 4 else torch.nn.functional.adaptive_avg_pool2d
         coarse = pool(torch.from_numpy(image)[None].float(), 4)[0]
-        return DensePrediction(sums.mean(), sums.maps(["predictive_entropy"]), coarse)
+        return DensePrediction(*sums.finish(["predictive_entropy"]), coarse)

@@ -122,15 +122,21 @@ class Geometry:
     def values_back(
         self, values: Float[Tensor, "channels *grid"], grid: ModelGrid
     ) -> Float[Tensor, "channels *source"]:
-        """Probabilities or maps of the model grid on the stored grid, linear."""
-        if not grid.operations:
+        """Probabilities or maps of the model grid on the stored grid, linear; the same tensor where the grids are one.
+
+        One channel at a time, so that MONAI's temporaries are one channel.
+        """
+        if not grid.operations or (grid.axcodes == "RAS" and len(grid.operations) == 1):
             return values
-        operations = list(convert_applied_interp_mode(list(grid.operations), mode="bilinear"))
-        moved = MetaTensor(values, affine=grid.affine, applied_operations=operations)
-        steps = [self._turn, self._space] if grid.axcodes else [self._resize]
-        for step in reversed(steps[: len(operations)]):
-            moved = step.inverse(moved)
-        return _plain(moved.as_tensor())
+        back = values.new_empty(len(values), *grid.source_shape)
+        for channel, there in zip(values, back, strict=True):
+            operations = list(convert_applied_interp_mode(list(grid.operations), mode="bilinear"))
+            moved = MetaTensor(channel[None], affine=grid.affine, applied_operations=operations)
+            steps = [self._turn, self._space] if grid.axcodes else [self._resize]
+            for step in reversed(steps[: len(operations)]):
+                moved = step.inverse(moved)
+            there.copy_(_plain(moved.as_tensor())[0])
+        return back
 
     def _move(self, data: Tensor, header: Header, *, nearest: bool) -> Any:
         mode = "nearest" if nearest else "bilinear"

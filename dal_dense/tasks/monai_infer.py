@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations, islice
+from math import prod
 
 import torch
 from jaxtyping import Float
@@ -26,6 +27,9 @@ from dal_dense.uncertainty import DrawSums
 
 CELL = 8
 """Model-grid voxels along the edge of a feature cell, at most."""
+
+VOXELS_A_SOFTMAX = 1 << 22
+"""Voxels whose logits are turned into probabilities at once."""
 
 WINDOWS = {"cpu": 4, "cuda": 16}
 """Windows a forward pass; others: as cpu."""
@@ -191,8 +195,16 @@ def draw_sums(
     for draw in draws:
         first = first or draw.network
         wanted = cells if draw.network is first and not draw.flips else None
-        sums.add(torch.softmax(pass_logits(draw, image, windows, wanted) / temperature, 0))
+        sums.add(_softmax_in_place(pass_logits(draw, image, windows, wanted), temperature))
     return sums, cells.mean() if cells is not None else None
+
+
+def _softmax_in_place(logits: Float[Tensor, "classes *grid"], temperature: float) -> Float[Tensor, "classes *grid"]:
+    """Probabilities instead of logits, a few planes at a time: with many classes a second draw may not fit."""
+    planes = max(1, VOXELS_A_SOFTMAX // prod(logits.shape[2:]))
+    for part in torch.split(logits, planes, 1):
+        part.copy_(torch.softmax(part / temperature, 0))
+    return logits
 
 
 @contextmanager

@@ -38,6 +38,7 @@ from dal_dense.tasks.monai_members import Plan, fit_members
 from dal_dense.tasks.monai_networks import check_patch
 from dal_dense.tasks.monai_weights import Model, ModelCard, load_model
 from dal_dense.tasks.weights import MODEL_FILE, folder_sha256, read_card, read_figures
+from dal_dense.uncertainty import likeliest
 
 FLIP_AXES = {3: ("left_right", "front_back", "up_down"), 2: ("up_down", "left_right")}
 """Anatomical name of each model-grid axis: volumes lie in RAS, frames as rows and columns."""
@@ -132,7 +133,7 @@ class MonaiSegmentation:
                 raise DataError(f"{record.paths[0]} is a test image without mask; give it one, or move it to the pool")
             image, grid, _ = self._read(record)
             sums, _ = draw_sums(measured_passes(fitted), image, self._windows, fitted.card.temperature, features=False)
-            probs = self._geometry.values_back(sums.mean(), grid)
+            probs = self._geometry.values_back(sums.finish()[0], grid)
             return seen(probs, torch.from_numpy(truth).to(probs.device))
 
         for record, found in zip(records, hooks.share("evaluate", look, records), strict=True):
@@ -176,7 +177,7 @@ class MonaiSegmentation:
         score = found.maps[self._uncertainty.score]
         return [
             Proposal(
-                label=found.mean[(slice(None), *slices(box))].argmax(0).to(torch.uint8).cpu().numpy(),
+                label=likeliest(found.mean[(slice(None), *slices(box))]).cpu().numpy(),
                 uncertainty=score[slices(box)].float().cpu().numpy(),
             )
             for box in regions.boxes()
@@ -200,11 +201,10 @@ class MonaiSegmentation:
             model.card.temperature,
             features=True,
         )
-        maps = sums.maps(dict.fromkeys(("predictive_entropy", self._uncertainty.score)))
-        back = self._geometry.values_back(torch.cat([sums.mean(), torch.stack(list(maps.values()))]), grid)
-        classes = len(self._classes)
-        named = dict(zip(maps, back[classes:].clamp_min(0), strict=True))
-        return DensePrediction(back[:classes], named, None if features is None else turn_back(features, grid))
+        mean, maps = sums.finish(dict.fromkeys(("predictive_entropy", self._uncertainty.score)))
+        back = {name: self._geometry.values_back(values[None], grid)[0].clamp_min_(0) for name, values in maps.items()}
+        probs = self._geometry.values_back(mean, grid)
+        return DensePrediction(probs, back, None if features is None else turn_back(features, grid))
 
     def _digest(self, labelled: Sequence[LabelledImage], seed: int, previous: Path | None) -> str:
         """Identity of everything that decides the weights."""

@@ -37,7 +37,7 @@ def prediction(seed: int = 0, shape: tuple[int, ...] = SHAPE, classes: int = 3) 
     for _ in range(2):
         sums.add(torch.softmax(2 * torch.randn(classes, *shape, generator=generator), 0))
     features = torch.randn(5, *(-(-n // 4) for n in shape), generator=generator)
-    return DensePrediction(sums.mean(), sums.maps(MAPS), features)
+    return DensePrediction(*sums.finish(MAPS), features)
 
 
 def offers(

@@ -2,12 +2,14 @@
 
 import itertools
 import math
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dal_dense import window_sums
 from dal_dense.regions import Regions, slices
 from dal_dense.scores import box_means, coarse_stride, fitted, means_in, peaks, starts, topk_in, topk_means
 
@@ -38,14 +40,37 @@ def boxes_of(shape: tuple[int, ...], size: tuple[int, ...], stride: tuple[int, .
 
 
 @settings(deadline=None)
-@given(windows(), SEEDS)
-def test_box_means_equal_brute_force(window: tuple, seed: int) -> None:
+@given(windows(), SEEDS, st.booleans(), st.sampled_from([1, 30, 1 << 17]), st.booleans())
+def test_box_means_equal_brute_force(window: tuple, seed: int, weighted: bool, slab: int, turned: bool) -> None:
     shape, size, stride = window
-    values = grid(seed, shape)
-    expected = torch.stack([values[slices(b)].double().mean() for b in boxes_of(*window).boxes()])
-    got = box_means(values, size, stride)
+    values = grid(seed, shape[::-1]).T if turned and len(shape) == 2 else grid(seed, shape)
+    weight = grid(seed + 1, shape) if weighted else None
+    product = values.double() * (1 if weight is None else weight.double())
+    expected = torch.stack([product[slices(b)].mean() for b in boxes_of(*window).boxes()])
+    with mock.patch.object(window_sums, "ON_CPU", slab):  # slabs of a plane, of a few, of all
+        got = box_means(values, size, stride, weight)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.flatten().double(), expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_box_means_of_other_types_are_added_up_in_float32(dtype: torch.dtype) -> None:
+    values = (2000 * grid(1, (40, 50))).to(dtype)
+    got = box_means(values, (31, 32))
+    assert got.dtype == torch.float32
+    assert got[4, 5].item() == pytest.approx(values[4:35, 5:37].double().mean().item(), rel=1e-6)
+
+
+def test_boxes_of_equal_content_have_equal_means_in_any_slab() -> None:
+    """Ties are broken by position, so two equal boxes must not differ by where the image was cut."""
+    values = grid(2, (11, 7, 9)).repeat(3, 3, 3)
+    means = [box_means(values, (11, 7, 9))]
+    for slab in (1, 200, 5000):
+        with mock.patch.object(window_sums, "ON_CPU", slab):
+            means.append(box_means(values, (11, 7, 9)))
+    assert all(torch.equal(means[0], other) for other in means)
+    corners = means[0][::11, ::7, ::9]
+    assert (corners == corners[0, 0, 0]).all()
 
 
 @settings(deadline=None)
@@ -123,20 +148,31 @@ def test_peaks_equal_brute_force(window: tuple, seed: int, count: int, walls: in
     low = torch.stack([torch.randint(0, n, (walls,), generator=generator) for n in shape], 1)
     blocked = Regions(low, torch.minimum(low + 2, torch.tensor(shape)))
     expected = brute_peaks(scores, boxes, count, blocked)
-    found, values = peaks(scores, size, stride, count, blocked, shape)
+    found, values = peaks(scores.clone(), size, stride, count, blocked, shape)
     assert list(found.boxes()) == [list(boxes.boxes())[i] for i in expected]
     assert values.tolist() == [scores.flatten()[i].item() for i in expected]
     assert not found.overlaps(blocked).any()
     assert found.overlaps(found).sum() == len(found)
 
 
-def test_peaks_leave_the_scores_as_they_are_and_stop_when_nothing_is_left() -> None:
+def test_peaks_stop_when_nothing_is_left() -> None:
     scores = torch.tensor([[1.0, -math.inf], [2.0, 3.0]])
-    before = scores.clone()
     found, values = peaks(scores, (1, 1), 1, 10, Regions.of([], 2), (2, 2))
     assert values.tolist() == [3, 2, 1]
     assert len(found) == 3
-    assert torch.equal(scores, before)
+
+
+@settings(deadline=None)
+@given(windows(), SEEDS, st.booleans())
+def test_means_in_boxes_equal_brute_force(window: tuple, seed: int, weighted: bool) -> None:
+    values = torch.stack([grid(seed + c, window[0]) for c in range(3)])
+    weight = grid(seed + 9, window[0]) if weighted else None
+    product = values.double() * (1 if weight is None else weight.double())
+    boxes = boxes_of(*window)
+    expected = torch.stack([product[(slice(None), *slices(b))].flatten(1).mean(1) for b in boxes.boxes()])
+    got = means_in(values, boxes, weight)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), expected, atol=1e-6, rtol=1e-6)
 
 
 def test_a_box_larger_than_the_image_is_cut_to_it() -> None:
@@ -162,3 +198,18 @@ def test_no_boxes_give_no_rows() -> None:
     none = Regions.of([], 2)
     assert means_in(torch.ones(3, 4, 4), none).shape == (0, 3)
     assert topk_in(torch.ones(4, 4), none, 0.5).shape == (0,)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_boxes_on_a_gpu_are_those_of_the_cpu() -> None:
+    shape, size, stride = (70, 80, 90), (13, 8, 21), (1, 2, 1)
+    values, weight = grid(0, shape), grid(1, shape)
+    here, there = box_means(values, size, stride, weight), box_means(values.cuda(), size, stride, weight.cuda())
+    assert torch.equal(here, there.cpu())
+    wall = Regions.of([((30, 30, 30), (40, 40, 40))], 3)
+    one = peaks(here, size, stride, 9, wall, shape)
+    other = peaks(there, size, stride, 9, wall.to("cuda"), shape)
+    assert list(one[0].boxes()) == list(other[0].boxes()) and other[0].start.is_cuda
+    both = means_in(values[None], one[0], weight), means_in(values[None].cuda(), other[0], weight.cuda())
+    torch.testing.assert_close(both[0], both[1].cpu())

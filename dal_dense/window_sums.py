@@ -1,0 +1,147 @@
+"""The mean over a box at every position of an image, in time that does not depend on the box.
+
+A window sum of length 2k is two of length k, so an axis takes two additions per doubling of the side, and
+the axes are done one after the other. No running total over the whole axis is kept, so float32 is safe, a box
+of zeros scores exactly 0, boxes of equal content score exactly equal, and one bad voxel spoils only the boxes
+that hold it.
+
+All axes but the first are done for a few planes at a time, and the first for a few columns at a time, so that
+the many additions happen in the cache and only one intermediate of the image's size exists. A slab is added up
+as one flat array, at shifts of an axis's step: sums that run over the end of a row come out too, and are dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from dal_dense.pieces import in_pieces
+
+ON_CPU = 1 << 17
+"""Voxels a slab: the few slabs that one sum needs fit a core's cache."""
+
+ON_GPU = 1 << 24
+"""Voxels a slab."""
+
+
+def means_at(
+    values: Float[Tensor, "*grid"],
+    box: Sequence[int],
+    columns: Sequence[Sequence[int]],
+    weight: Float[Tensor, "*grid"] | None = None,
+) -> Float32[Tensor, "*positions"]:
+    """Means at the given first voxels.
+
+    Args:
+        values: what to take the mean of.
+        box: its sides, none longer than the image's.
+        columns: first voxels of all boxes, an ascending list an axis.
+        weight: multiplied in, voxel by voxel, without a product of the image's size.
+    """
+    length, *rest = values.shape
+    maps = [m.detach().float() for m in ([values] if weight is None else [values, weight])]
+    across = torch.empty([length, *map(len, columns[1:])], device=values.device)
+    means = torch.empty([*map(len, columns)], device=values.device)
+    strips, filled = across.view(length, -1), means.view(len(means), -1)
+    slab = ON_CPU if values.is_cpu else ON_GPU
+    planes = min(max(1, slab // prod(rest)), length)
+    columns_a_strip = min(max(1, slab // length), strips.shape[1])
+
+    def inner(parts: Sequence[slice]) -> None:
+        spare = list(across.new_empty(3, planes * prod(rest)))
+        for part in parts:
+            _copy(_inner_sums([m[part] for m in maps], box[1:], columns[1:], spare), across[part])
+
+    def outer(parts: Sequence[slice]) -> None:
+        spare = list(across.new_empty(3, columns_a_strip * length))
+        for part in parts:
+            width = part.stop - part.start
+            flat = spare[2][: length * width]
+            _copy(strips[:, part], flat.view(length, width))
+            sums = _window_sums(flat, box[0], width, spare).view(-1, width)
+            _divide(_picked(sums, 0, columns[0]), prod(box), filled[:, part])
+
+    in_pieces(length, planes, values.device, inner)
+    in_pieces(strips.shape[1], columns_a_strip, values.device, outer)
+    return means
+
+
+def _inner_sums(
+    slabs: Sequence[Float32[Tensor, "planes *rest"]],
+    box: Sequence[int],
+    columns: Sequence[Sequence[int]],
+    spare: list[Tensor],
+) -> Float32[Tensor, "planes *positions"]:
+    """Sums of the slabs' product over all axes but the first, at the positions wanted."""
+    planes, *rest = slabs[0].shape
+    if len(slabs) == 1:
+        flat = slabs[0].reshape(-1)
+    else:
+        flat = spare[2][: slabs[0].numel()]
+        _multiply(slabs[0], slabs[1], flat.view(planes, *rest))
+    steps = [prod(rest[axis:]) for axis in range(len(rest) + 1)]
+    for side, step in zip(box, steps[1:], strict=True):
+        flat = _window_sums(flat, side, step, spare)
+    sums = flat.as_strided([planes, *(n - side + 1 for n, side in zip(rest, box, strict=True))], steps)
+    for axis, column in enumerate(columns, start=1):
+        sums = _picked(sums, axis, column)
+    return sums
+
+
+def _window_sums(flat: Float32[Tensor, " n"], side: int, step: int, spare: list[Tensor]) -> Float32[Tensor, " places"]:
+    """Sums of `side` values that lie `step` apart, by doubling: the binary digits of `side` from the left.
+
+    Neither `flat` nor the result lies in the first two of the three spare arrays, which change places for that.
+    """
+    sums, width = flat, 1
+    for digit in bin(side)[3:]:
+        spare[0], spare[1] = spare[1], spare[0]
+        sums = _add(sums[: -width * step], sums[width * step :], spare[0])
+        width *= 2
+        if digit == "1":
+            sums = _add(sums[:-step], flat[width * step :], spare[0])
+            width += 1
+    if side > 1:
+        spare[0], spare[2] = spare[2], spare[0]
+    return sums
+
+
+def _picked(sums: Tensor, axis: int, column: Sequence[int]) -> Tensor:
+    if len(column) == sums.shape[axis]:
+        return sums
+    return sums.index_select(axis, torch.tensor(column, device=sums.device))
+
+
+def _add(one: Float32[Tensor, " n"], other: Float32[Tensor, " n"], out: Float32[Tensor, " m"]) -> Float32[Tensor, " n"]:
+    """The sum, at the beginning of `out`. On the CPU by NumPy, as below: it starts no threads of its own."""
+    out = out[: one.shape[0]]
+    if out.is_cpu:
+        np.add(one.numpy(), other.numpy(), out=out.numpy())
+        return out
+    return torch.add(one, other, out=out)
+
+
+def _multiply(one: Tensor, other: Tensor, out: Tensor) -> None:
+    if out.is_cpu:
+        np.multiply(one.numpy(), other.numpy(), out=out.numpy())
+    else:
+        torch.mul(one, other, out=out)
+
+
+def _divide(sums: Tensor, by: int, out: Tensor) -> None:
+    if out.is_cpu:
+        np.divide(sums.numpy(), np.float32(by), out=out.numpy())
+    else:
+        torch.div(sums, by, out=out)
+
+
+def _copy(values: Tensor, out: Tensor) -> None:
+    if out.is_cpu:
+        np.copyto(out.numpy(), values.numpy())
+    else:
+        out.copy_(values)
