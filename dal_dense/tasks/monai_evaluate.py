@@ -67,7 +67,7 @@ def seen(probs: Float[Tensor, "classes *grid"], truth: UInt8[Tensor, "*grid"]) -
     """Count one image, on its own stored grid."""
     known, calibration = truth != IGNORE, CalibrationSums()
     calibration.add(probs[:, known], truth[known])
-    return Seen(confusion(truth, probs.argmax(0).to(torch.uint8), probs.shape[0]), calibration)
+    return Seen(confusion(truth, likeliest(probs), probs.shape[0]), calibration)
 
 
 @dataclass

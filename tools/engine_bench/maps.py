@@ -34,7 +34,7 @@ class Draws:
 
 
 def make_draws(device: str, classes: int, grid: tuple[int, ...], count: int) -> Draws:
-    """Organs in the middle and sure background around, as in a CT; made in place, since the largest fill half a machine."""
+    """Organs in the middle and sure background around, as in a CT; made in place: the largest fill half a machine."""
     shape = (grid[0] + count, *grid[1:])
     generator = torch.Generator().manual_seed(0)
     axes = [torch.linspace(-1, 1, n, device=device) for n in shape]
