@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dal_dense.calibration import CalibrationSums
 from dal_dense.tasks.base import IGNORE, Measurement
+from dal_dense.uncertainty import likeliest
 
 
 def confusion(
