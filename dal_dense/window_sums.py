@@ -80,7 +80,7 @@ def _inner_sums(
     """Sums of the slabs' product over all axes but the first, at the positions wanted."""
     planes, *rest = slabs[0].shape
     if len(slabs) == 1:
-        flat = slabs[0].reshape(-1)
+        flat = slabs[0].contiguous().view(-1)
     else:
         flat = spare[2][: slabs[0].numel()]
         _multiply(slabs[0], slabs[1], flat.view(planes, *rest))

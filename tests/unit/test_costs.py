@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from dal_dense.config import CostConfig
 from dal_dense.contours import CROFTON, IGNORE, contour_lengths
@@ -138,6 +139,20 @@ def test_objects_are_counted_by_class_and_slice() -> None:
     assert object_count(label, 2, None) == 5 + 3  # and the background, in one piece a slice
     assert object_count(label.transpose(2, 0, 1), 0, 0) == 5
     assert object_count(label[:, :, 0], None, 0) == 2
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**31), st.integers(0, 2), st.sampled_from([None, 0, 2]))
+def test_objects_equal_those_of_each_slice_by_itself(seed: int, axis: int, background: int | None) -> None:
+    label = np.random.default_rng(seed).choice([0, 1, 2, IGNORE], (5, 6, 4)).astype(np.uint8)
+    expected = 0
+    for plane in np.moveaxis(label, axis, 0):
+        classes = set(np.unique(plane).tolist()) - {IGNORE, background}
+        expected += sum(ndimage.label(plane == c, np.ones((3, 3)))[1] for c in classes)
+        assert object_count(plane, None, background) == sum(
+            ndimage.label(plane == c, np.ones((3, 3)))[1] for c in classes
+        )
+    assert object_count(label, axis, background) == expected
 
 
 def test_objects_that_touch_by_a_corner_are_one() -> None:

@@ -46,6 +46,18 @@ def test_without_resampling_every_voxel_comes_back_bit_exact(order, signs, tilt,
     assert sorted(moved.shape[1:]) == sorted(shape)
 
 
+@pytest.mark.parametrize("signs,spacing", [((1, 1, 1), None), ((-1, 1, 1), None), ((1, 1, 1), (2.0, 1.0, 1.0))])
+def test_what_comes_back_is_copied_only_where_the_grids_differ(signs, spacing):
+    geometry = Geometry(spacing=spacing, intensity=PLAIN)
+    image, grid = geometry.image(np.zeros((1, 4, 5, 6), np.float32), header((4, 5, 6), signs=signs))
+    values = torch.rand(3, *image.shape[1:])
+    back = geometry.values_back(values, grid)
+    assert (back is values) == (signs == (1, 1, 1) and spacing is None)
+    assert back.is_contiguous() and tuple(back.shape) == (3, 4, 5, 6)
+    one_by_one = torch.cat([geometry.values_back(v[None], grid) for v in values])
+    assert torch.equal(back, one_by_one)
+
+
 @pytest.mark.parametrize(
     "order,signs", list(itertools.product(itertools.permutations(range(3)), [(1, -1, 1), (-1, -1, -1)]))
 )

@@ -166,3 +166,13 @@ def test_features_are_those_of_the_unflipped_pass():
         for d in ("single", "flips")
     )
     assert one is not None and many is not None and torch.equal(one, many)
+
+
+def test_softmax_a_few_planes_at_a_time_is_the_softmax(monkeypatch):
+    logits = torch.randn(3, 7, 4, 5, generator=torch.Generator().manual_seed(0))
+    expected = torch.softmax(logits / 1.7, 0)
+    for voxels in (1, 45, 1000):
+        monkeypatch.setattr(monai_infer, "VOXELS_A_SOFTMAX", voxels)
+        own = logits.clone()
+        assert monai_infer._softmax_in_place(own, 1.7) is own
+        torch.testing.assert_close(own, expected)
