@@ -57,7 +57,12 @@ def test_no_import_cycle_even_inside_functions() -> None:
 
 @pytest.mark.parametrize(
     ("framework", "door"),
-    [("monai", "tasks/monai_"), ("detectron2", "tasks/detectron2_"), ("pydicom", "sources/dicom")],
+    [
+        ("monai", "tasks/monai_"),
+        ("detectron2", "tasks/detectron2_"),
+        ("pydicom", "sources/dicom"),
+        ("triton", "uncertainty_triton"),
+    ],
 )
 def test_only_its_door_imports_a_framework(framework: str, door: str) -> None:
     users = {

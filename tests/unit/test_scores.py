@@ -53,6 +53,14 @@ def test_box_means_equal_brute_force(window: tuple, seed: int, weighted: bool, s
     torch.testing.assert_close(got.flatten().double(), expected, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 3), (3, 2)])
+def test_box_means_of_a_map_whose_axes_were_swapped(size: tuple[int, int]) -> None:
+    values = grid(3, (5, 4)).T
+    for slab in (1, 1 << 17):
+        with mock.patch.object(window_sums, "ON_CPU", slab):  # one row of it is a strided view
+            torch.testing.assert_close(box_means(values, size), box_means(values.contiguous(), size))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_box_means_of_other_types_are_added_up_in_float32(dtype: torch.dtype) -> None:
     values = (2000 * grid(1, (40, 50))).to(dtype)
@@ -113,6 +121,14 @@ def test_one_bad_voxel_spoils_only_its_own_boxes() -> None:
     values[10, 10] = math.nan
     got = box_means(values, (3, 3))
     assert got.isnan().sum() == 9
+
+
+@pytest.mark.parametrize("size", [(5, 5, 5), (7, 13, 11), (21, 10, 22), (1, 6, 23)])
+def test_box_means_equal_average_pooling(size: tuple[int, int, int]) -> None:
+    """Sides with many binary digits, where earlier sums are wanted again late."""
+    values = grid(4, (25, 26, 27))
+    expected = torch.nn.functional.avg_pool3d(values.double()[None, None], size, 1)[0, 0]
+    torch.testing.assert_close(box_means(values, size).double(), expected, atol=1e-6, rtol=1e-6)
 
 
 def test_values_of_large_boxes_are_exact_to_float32() -> None:
