@@ -36,4 +36,4 @@ docs: $(READY)  ## HTML documentation in docs/_build
 	$(BIN)/python -m sphinx -W -q docs docs/_build
 
 clean:  ## remove the environment and the demo runs
-	rm -rf .venv runs/demo_ct runs/demo_driving
+	rm -rf .venv runs/demo_ct runs/demo_driving runs/demo_detection

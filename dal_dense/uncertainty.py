@@ -18,13 +18,13 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from dal_dense import uncertainty_cpu
-from dal_dense.pieces import in_pieces, voxels_a_piece
+from dal_dense.pieces import empty, in_pieces, voxels_a_piece, zeros
 
 
 def entropy(probs: Float[Tensor, "classes *grid"]) -> Float[Tensor, "*grid"]:
     """Shannon entropy over the classes; temporaries are one grid at most, on the CPU a piece of it."""
     if probs.is_cpu:
-        total = torch.zeros(probs.shape[1:])
+        total = zeros(probs.shape[1:], probs.device)
         uncertainty_cpu.accumulate(_flat(probs), None, total.view(-1))
     else:
         total = entropy_plainly(probs)
@@ -160,8 +160,8 @@ class DrawSums:
         if self._probs is None or self._entropy is None:
             if probs.ndim < 2 or probs.shape[0] < 2:
                 raise ValueError(f"a draw must be (classes >= 2, *grid); got shape {tuple(probs.shape)}")
-            self._probs = torch.zeros(probs.shape, device=probs.device)
-            self._entropy = torch.zeros(probs.shape[1:], device=probs.device)
+            self._probs = zeros(probs.shape, probs.device)
+            self._entropy = zeros(probs.shape[1:], probs.device)
         elif probs.shape != self._probs.shape:
             raise ValueError(f"draw {self.count} is {tuple(probs.shape)}, the first {tuple(self._probs.shape)}")
         accumulate(probs, self._probs, self._entropy)
@@ -186,7 +186,7 @@ class DrawSums:
         mean, expected, count = self._probs, self._entropy, self.count
         self.count, self._probs, self._entropy = 0, None, None
         last = "expected_entropy" if "expected_entropy" in wanted else "mutual_information"  # needs the sum no more
-        maps = {name: expected if name == last else torch.empty_like(expected) for name in wanted}
+        maps = {name: expected if name == last else empty(expected.shape, expected.device) for name in wanted}
 
         def work(pieces: Sequence[slice]) -> None:
             for piece in pieces:

@@ -36,16 +36,12 @@ def accumulate(
         term, below = np.empty_like(FLOOR), np.empty_like(FLOOR)
         for piece in pieces:
             n = piece.stop - piece.start
-            t, h = (
-                term[:n],
-                below[:n],
-            )  # h: minus this draw's entropy, since many small steps on a long sum would add up
+            t, h = term[:n], below[:n]
+            h.fill(0)  # minus this draw's entropy, since many small steps on a long sum would add up
             for c in range(len(probs)):
                 p = probs[c, piece].float().numpy() if plain is None else plain[c, piece]
                 cv2.log(p if p.min() >= SMALLEST else np.maximum(p, FLOOR[:n], out=t), t)
-                np.multiply(t, p, out=t if c else h)
-                if c:
-                    np.add(h, t, out=h)
+                cv2.accumulateProduct(t, p, h)
                 if sums is not None:
                     np.add(sums[c, piece], p, out=sums[c, piece])
             np.subtract(rows[piece], h, out=rows[piece])

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from dal_dense.pieces import in_pieces
+from dal_dense.pieces import empty, in_pieces
 
 ON_CPU = 1 << 17
 """Voxels a slab: the few slabs that one sum needs fit a core's cache."""
@@ -45,8 +45,8 @@ def means_at(
     """
     length, *rest = values.shape
     maps = [m.detach().float() for m in ([values] if weight is None else [values, weight])]
-    across = torch.empty([length, *map(len, columns[1:])], device=values.device)
-    means = torch.empty([*map(len, columns)], device=values.device)
+    across = empty([length, *map(len, columns[1:])], values.device)
+    means = empty([*map(len, columns)], values.device)
     strips, filled = across.view(length, -1), means.view(len(means), -1)
     slab = ON_CPU if values.is_cpu else ON_GPU
     planes = min(max(1, slab // prod(rest)), length)

@@ -14,6 +14,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+CALLS = 3
+"""Of a way, at most; the first touch of memory that a virtual machine does not hold yet costs it several times."""
+
+SHORT = 45.0
+"""Seconds after which a way is not called again."""
+
 Inputs = Any
 """What a case's `make` returns: made from a fixed seed, in every process anew."""
 
@@ -69,8 +75,8 @@ class Measured:
 
     Attributes:
         case, way: which.
-        wall, cpu: seconds of the measured call; cpu over all threads.
-        memory: bytes by which the peak rose during the call (host memory, or the GPU's on cuda).
+        wall, cpu: seconds of the best of up to `CALLS` calls; cpu over all threads.
+        memory: bytes by which the peak rose during the first call (host memory, or the GPU's on cuda).
         figures: the case's judgement of the result.
         moved: bytes that must be moved at least.
         error: why there are no figures.
@@ -87,18 +93,29 @@ class Measured:
 
 
 def measure(case: Case, way: str, device: str) -> Measured:
-    """Make the inputs, run one way once, judge the result. Call it in a fresh process."""
+    """Make the inputs, run one way, judge the result. Call it in a fresh process."""
     inputs = case.make(device)
     on_gpu = device != "cpu" and case.ways[way].cuda
     if on_gpu:
         return _on_gpu(case, way, inputs)
     floor = _reset_peak()
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = case.ways[way].run(inputs)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    result, cpu, wall = _timed(case.ways[way].run, inputs)
     memory = _peak() - floor
+    figures = dict(case.judge(inputs, result))
+    del result
     moved = case.moved(inputs) if case.moved else None
-    return Measured(case.name, way, wall, cpu, memory, dict(case.judge(inputs, result)), moved)
+    taken = [(cpu, wall)]
+    while len(taken) < CALLS and sum(w for _, w in taken) < SHORT:
+        taken.append(_timed(case.ways[way].run, inputs)[1:])
+    cpu, wall = min(taken)
+    return Measured(case.name, way, wall, cpu, memory, figures, moved)
+
+
+def _timed(run: Callable[[Inputs], object], inputs: Inputs) -> tuple[object, float, float]:
+    """The result, CPU seconds, seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = run(inputs)
+    return result, time.process_time() - cpu, time.perf_counter() - wall
 
 
 def _on_gpu(case: Case, way: str, inputs: Inputs) -> Measured:

@@ -39,7 +39,11 @@ def markdown(rows: Sequence[tuple[Case, Sequence[Measured]]], facts: Mapping[str
     lines += [f"| {' | '.join(COLUMNS)} |", "|---|---|--:|--:|--:|--:|--:|--:|---|"]
     lines += [_row(m, found[0], copied) for _, found in rows for m in found]
     lines += ["", *(f"- **{case.name}**: {case.work}. Goal: {case.goal}." for case, _ in rows)]
-    lines += ["", "Each way in a process of its own; memory is the rise of the peak during the call."]
+    lines += [
+        "",
+        "Each way in a process of its own, up to three times; time is of the call that took "
+        "the least CPU, memory the rise of the peak during the first.",
+    ]
     return "\n".join(lines) + "\n"
 
 

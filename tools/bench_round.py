@@ -1,0 +1,140 @@
+#!/usr/bin/env python
+"""Where the time of a round goes: fits, forward passes, and everything else.
+
+    python tools/bench_round.py --config configs/openkbp_hn5.yaml [--out docs/benchmarks/round_openkbp_hn5.md]
+        [--threads 1] [--any.key value]
+
+Runs the loop of tools/train_al.py in a temporary folder, with the rounds of the config. A forward pass is the time
+within a call of a network outside the fit; reading and resampling of images, windows, uncertainty, offers, selection,
+metrics, pictures, the ledger and the report are the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.util
+import shlex
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dal_dense.cli import report_errors
+
+STEPS = ("ask", "answer", "fit", "measure", "report")
+GOAL = 5.0
+
+
+class Clock:
+    """Seconds by round and step, and those of them within a network outside the fit."""
+
+    def __init__(self) -> None:
+        self.whole: dict[tuple[int, str], float] = defaultdict(float)
+        self.forward: dict[tuple[int, str], float] = defaultdict(float)
+        self._now: tuple[int, str] | None = None
+        self._depth, self._began = 0, 0.0
+
+    def watch(self, name: str, step: Callable[..., Any]) -> Callable[..., Any]:
+        """The step, with its time taken; the report belongs to the round before it."""
+
+        def timed(run: Any, number: int | None = None) -> Any:
+            self._now = (max(r for r, _ in self.whole) if number is None else number, name)
+            began = time.perf_counter()
+            try:
+                return step(run) if number is None else step(run, number)
+            finally:
+                self.whole[self._now] += time.perf_counter() - began
+                self._now = None
+
+        return timed
+
+    def watch_networks(self) -> None:
+        """Take the time of the outermost module that is called."""
+        from torch.nn.modules import module
+
+        module.register_module_forward_pre_hook(self._enter)
+        module.register_module_forward_hook(self._leave, always_call=True)
+
+    def _enter(self, *_: object) -> None:
+        if self._depth == 0:
+            self._began = time.perf_counter()
+        self._depth += 1
+
+    def _leave(self, *_: object) -> None:
+        self._depth -= 1
+        if self._depth == 0 and self._now is not None:
+            self.forward[self._now] += time.perf_counter() - self._began
+
+    def table(self) -> list[str]:
+        """A row a round: each step's seconds, and the share of what is neither fit nor forward."""
+        lines = [
+            f"| round | {' | '.join(STEPS)} | forward in ask | forward in measure | neither fit nor forward |",
+            f"|{'--:|' * (len(STEPS) + 4)}",
+        ]
+        rounds = sorted({number for number, _ in self.whole})
+        for number in [*rounds, None]:
+            some = rounds if number is None else [number]
+            took = {step: sum(self.whole[n, step] for n in some) for step in STEPS}
+            inside = {step: sum(self.forward[n, step] for n in some) for step in STEPS if step != "fit"}
+            rest = sum(took.values()) - took["fit"] - sum(inside.values())
+            cells = [f"{took[step]:.1f}" for step in STEPS] + [f"{inside['ask']:.1f}", f"{inside['measure']:.1f}"]
+            share = 100 * rest / sum(took.values())
+            name = "all" if number is None else number
+            lines.append(f"| {name} | {' | '.join(cells)} | {rest:.1f} s, {share:.1f} % |")
+        return [*lines, "", f"Seconds. Goal: at most {GOAL:.0f} %. Round 0 asks without a model."]
+
+
+@report_errors
+def main(argv: list[str]) -> int:
+    """Run the loop, print and write the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config", type=Path, required=True, help="YAML file of settings")
+    parser.add_argument("--out", type=Path, default=None, help="file for the table")
+    given, rest = parser.parse_known_args(argv)
+    import torch  # noqa: F401  the clock needs it before the program imports it
+
+    from dal_dense import rounds
+    from dal_dense.benchmark_runs import machine
+
+    clock = Clock()
+    clock.watch_networks()
+    for name in STEPS:
+        setattr(rounds, name, clock.watch(name, getattr(rounds, name)))
+    with tempfile.TemporaryDirectory() as folder:
+        status: int = program()(["--config", str(given.config), *rest, "--run_dir", folder])
+    if status:
+        return status
+    facts = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "command": f"`python tools/bench_round.py {shlex.join(argv)}`",
+        **machine(),
+    }
+    lines = [f"# Where a round's time goes: {given.config.stem}", "", *(f"- {k}: {v}" for k, v in facts.items()), ""]
+    text = "\n".join([*lines, *clock.table(), ""])
+    Console().print(text, highlight=False, markup=False, soft_wrap=True)
+    if given.out is not None:
+        given.out.write_text(text, encoding="utf-8")
+    return 0
+
+
+def program() -> Callable[[list[str]], int]:
+    """`main` of tools/train_al.py."""
+    path = Path(__file__).with_name("train_al.py")
+    spec = importlib.util.spec_from_file_location("train_al", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found: Callable[[list[str]], int] = module.main
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
