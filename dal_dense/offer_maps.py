@@ -22,7 +22,7 @@ from dal_dense.costs import CostModel, CostPrior
 from dal_dense.errors import ConfigError, DataError
 from dal_dense.noise import region_keys
 from dal_dense.offers import KINDS, Offers, concat
-from dal_dense.regions import Regions, slices
+from dal_dense.regions import Regions, joined, slices
 
 RANDOM = "random"
 """Name in `Offers.extra` of the mark of boxes that were drawn blindly (1) rather than sought out (0)."""
@@ -113,7 +113,7 @@ def offers_from_maps(
     _check(pred, spec, image_id, entropy)
     device = pred.mean.device
     labelled, blocked = labelled.to(device), blocked.to(device)
-    sought, drawn = _candidates(pred, spec, entropy, _joined(labelled, blocked), image_id, seed)
+    sought, drawn = _candidates(pred, spec, entropy, joined(labelled, blocked), image_id, seed)
     fresh = candidates.distinct(image_id, [sought, drawn])
     blank = [_blank(r, spec, len(pred.mean), image_id, image, group) for r in (fresh, labelled)]
     found = _figures(pred, spec, entropy, blank[0])
@@ -160,7 +160,7 @@ def geometry_offers(
     Raises:
         ConfigError: if the sizes do not fit the image.
     """
-    labelled, taken = labelled.to("cpu"), _joined(labelled.to("cpu"), blocked.to("cpu"))
+    labelled, taken = labelled.to("cpu"), joined(labelled.to("cpu"), blocked.to("cpu"))
     sizes = candidates.box_sizes(spec.kind, spec.sizes, shape, spec.axial_axis)
     parts = [candidates.random_boxes(image_id, shape, size, spec.per_image, taken, seed) for size in sizes]
     fresh, known = (
@@ -196,8 +196,9 @@ def _finite(values: Tensor) -> bool:
     return all(math.isfinite(x) for x in values.aminmax())
 
 
-def _joined(one: Regions, other: Regions) -> Regions:
-    return Regions(torch.cat([one.start, other.start]), torch.cat([one.stop, other.stop]))
+def _covered(taken: Regions, shape: Sequence[int]) -> bool:
+    """Does one box cover the whole image? There is nothing to seek then; an image is blocked like that."""
+    return any(not any(start) and stop == tuple(shape) for start, stop in taken.boxes())
 
 
 def _candidates(
@@ -205,6 +206,8 @@ def _candidates(
 ) -> tuple[Regions, Regions]:
     """Boxes sought out by score and by class, and boxes drawn blindly."""
     shape = tuple(entropy.shape)
+    if _covered(taken, shape):
+        return taken[:0], taken[:0]
     topk = spec.topk if spec.pooling == "topk" else None
     sought, drawn = [taken[:0]], [taken[:0]]
     for size in candidates.box_sizes(spec.kind, spec.sizes, shape, spec.axial_axis):

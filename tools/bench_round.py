@@ -5,8 +5,8 @@
         [--threads 1] [--any.key value]
 
 Runs the loop of tools/train_al.py in a temporary folder, with the rounds of the config. A forward pass is the time
-within a call of a network outside the fit; reading and resampling of images, windows, uncertainty, offers, selection,
-metrics, pictures, the ledger and the report are the rest.
+within a call of a network outside the fit, for segmentation with its windows and their blending; reading and
+resampling of images, uncertainty, offers, selection, metrics, pictures, the ledger and the report are the rest.
 """
 
 from __future__ import annotations
@@ -55,11 +55,23 @@ class Clock:
         return timed
 
     def watch_networks(self) -> None:
-        """Take the time of the outermost module that is called."""
+        """Take the time of the outermost module, or pass over windows, that is called."""
         from torch.nn.modules import module
+
+        from dal_dense.tasks import monai_infer
 
         module.register_module_forward_pre_hook(self._enter)
         module.register_module_forward_hook(self._leave, always_call=True)
+        passes = monai_infer.pass_logits
+
+        def timed(*given: Any) -> Any:
+            self._enter()
+            try:
+                return passes(*given)
+            finally:
+                self._leave()
+
+        monai_infer.pass_logits = timed
 
     def _enter(self, *_: object) -> None:
         if self._depth == 0:
@@ -74,8 +86,8 @@ class Clock:
     def table(self) -> list[str]:
         """A row a round: each step's seconds, and the share of what is neither fit nor forward."""
         lines = [
-            f"| round | {' | '.join(STEPS)} | forward in ask | forward in measure | neither fit nor forward |",
-            f"|{'--:|' * (len(STEPS) + 4)}",
+            f"| round | {' | '.join(STEPS)} | forward in ask, answer, measure | neither fit nor forward |",
+            f"|{'--:|' * (len(STEPS) + 3)}",
         ]
         rounds = sorted({number for number, _ in self.whole})
         for number in [*rounds, None]:
@@ -83,7 +95,9 @@ class Clock:
             took = {step: sum(self.whole[n, step] for n in some) for step in STEPS}
             inside = {step: sum(self.forward[n, step] for n in some) for step in STEPS if step != "fit"}
             rest = sum(took.values()) - took["fit"] - sum(inside.values())
-            cells = [f"{took[step]:.1f}" for step in STEPS] + [f"{inside['ask']:.1f}", f"{inside['measure']:.1f}"]
+            cells = [f"{took[step]:.1f}" for step in STEPS] + [
+                ", ".join(f"{inside[s]:.1f}" for s in ("ask", "answer", "measure"))
+            ]
             share = 100 * rest / sum(took.values())
             name = "all" if number is None else number
             lines.append(f"| {name} | {' | '.join(cells)} | {rest:.1f} s, {share:.1f} % |")

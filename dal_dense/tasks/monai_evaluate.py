@@ -20,10 +20,11 @@ def confusion(
     truth: UInt8[Tensor, "*grid"], predicted: UInt8[Tensor, "*grid"], classes: int
 ) -> Int[np.ndarray, "classes classes"]:
     """Voxels by true class (rows) and predicted class (columns); `IGNORE` in the truth is left out."""
-    known = truth != IGNORE
-    pairs = truth[known].long() * classes + predicted[known].long()
+    pairs = truth.int() * classes + predicted
+    if not bool((known := truth != IGNORE).all()):
+        pairs = pairs[known]
     counts: Int[np.ndarray, "classes classes"] = (
-        torch.bincount(pairs, minlength=classes**2).reshape(classes, classes).cpu().numpy()
+        torch.bincount(pairs.flatten(), minlength=classes**2).reshape(classes, classes).cpu().numpy()
     )
     return counts
 
@@ -67,7 +68,10 @@ class Seen:
 def seen(probs: Float[Tensor, "classes *grid"], truth: UInt8[Tensor, "*grid"]) -> Seen:
     """Count one image, on its own stored grid."""
     known, calibration = truth != IGNORE, CalibrationSums()
-    calibration.add(probs[:, known], truth[known])
+    if bool(known.all()):  # as most truth is; picking out the voxels would copy all probabilities
+        calibration.add(probs.flatten(1), truth.flatten())
+    else:
+        calibration.add(probs[:, known], truth[known])
     return Seen(confusion(truth, likeliest(probs), probs.shape[0]), calibration)
 
 

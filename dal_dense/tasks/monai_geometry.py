@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,9 @@ AXES = (("L", "R"), ("P", "A"), ("I", "S"))
 
 SAME_SPACING = 1e-3
 """Relative difference of voxel size below which a volume is not resampled."""
+
+VOXELS_BACK = 1 << 23
+"""Voxels of all channels that are carried back at once, where a channel has fewer."""
 
 
 @dataclass(frozen=True)
@@ -124,18 +128,19 @@ class Geometry:
     ) -> Float[Tensor, "channels *source"]:
         """Probabilities or maps of the model grid on the stored grid, linear; the same tensor where the grids are one.
 
-        One channel at a time, so that MONAI's temporaries are one channel.
+        A few channels at a time, or one, so that MONAI's temporaries stay small.
         """
         if not grid.operations or (grid.axcodes == "RAS" and len(grid.operations) == 1):
             return values
         back = values.new_empty(len(values), *grid.source_shape)
-        for channel, there in zip(values, back, strict=True):
+        few = max(1, VOXELS_BACK // prod(grid.source_shape))
+        for channels, there in zip(torch.split(values, few), torch.split(back, few), strict=True):
             operations = list(convert_applied_interp_mode(list(grid.operations), mode="bilinear"))
-            moved = MetaTensor(channel[None], affine=grid.affine, applied_operations=operations)
+            moved = MetaTensor(channels, affine=grid.affine, applied_operations=operations)
             steps = [self._turn, self._space] if grid.axcodes else [self._resize]
             for step in reversed(steps[: len(operations)]):
                 moved = step.inverse(moved)
-            there.copy_(_plain(moved.as_tensor())[0])
+            there.copy_(_plain(moved.as_tensor()))
         return back
 
     def _move(self, data: Tensor, header: Header, *, nearest: bool) -> Any:
