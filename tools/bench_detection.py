@@ -20,6 +20,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from dal_dense.config import Config
     from dal_dense.pool import Pool
     from dal_dense.tasks.base import LabelledImage
+    from dal_dense.tasks.detection_backend import Detector
 
 DRAWS = 10
 REPEATS = 5
@@ -78,15 +81,14 @@ def dropout(size: tuple[int, int]) -> list[str]:
     import torch
 
     from dal_dense.config import DetectionConfig, NetworkConfig
-    from dal_dense.tasks.torchvision_detection import TorchvisionDetector
 
     torch.set_num_threads(1)
-    lines = ["| network | rows | one pass, s | ten draws more, s | share |", "|---|--:|--:|--:|--:|"]
+    lines = ["| backend | network | rows | one pass, s | ten draws more, s | share |", "|---|---|--:|--:|--:|--:|"]
     image = 255 * torch.rand(3, *size, generator=torch.Generator().manual_seed(0))
-    for backbone in ("resnet18", "tiny"):
-        for name in ("faster_rcnn", "retinanet", "fcos"):
+    for backend, made in backends().items():
+        for backbone, name in product(("resnet18", "tiny"), ("faster_rcnn", "retinanet", "fcos")):
             network = NetworkConfig(name=name, dropout=0.1)  # type: ignore[arg-type]
-            net = TorchvisionDetector(network, DetectionConfig(backbone=backbone), 4)  # type: ignore[arg-type]
+            net = made(network, DetectionConfig(backbone=backbone), 4)  # type: ignore[arg-type]
             net.module.eval()
             look = net.look(image)
             plain, more = [], []
@@ -95,8 +97,25 @@ def dropout(size: tuple[int, int]) -> list[str]:
                 more.append(seconds(lambda net=net, look=look: [net.rows(look, dropout=k) for k in range(DRAWS)]))  # type: ignore[misc]
             one, ten = statistics.median(plain), statistics.median(more)
             count = len(net.rows(look).probs)
-            lines.append(f"| {backbone} {name} | {count} | {one:.3f} | {ten:.3f} | +{100 * ten / one:.1f} % |")
+            lines.append(
+                f"| {backend} | {backbone} {name} | {count} | {one:.3f} | {ten:.3f} | +{100 * ten / one:.1f} % |"
+            )
     return [*lines, "", f"Median of {REPEATS}, one CPU thread. Passes that are not cached would cost +{100 * DRAWS} %."]
+
+
+def backends() -> dict[str, Callable[..., Detector]]:
+    """Detectors by framework, of those that can be imported."""
+    from dal_dense.errors import MissingPackageError
+    from dal_dense.tasks.detectron2_detection import require_detectron2
+    from dal_dense.tasks.torchvision_detection import TorchvisionDetector
+
+    found: dict[str, Callable[..., Detector]] = {"torchvision": TorchvisionDetector}
+    with suppress(MissingPackageError):
+        require_detectron2()
+        from dal_dense.tasks.detectron2_detector import Detectron2Detector
+
+        found["detectron2"] = Detectron2Detector
+    return found
 
 
 def seconds(work: Callable[[], object]) -> float:
