@@ -115,7 +115,9 @@ def offers_of_pool(run: Run, number: int, strategy: str) -> tuple[Offers, list[s
     gathered = Gathered(stored_offers(run))
     for begin in range(0, len(views), AT_ONCE):
         some = views[begin : begin + AT_ONCE]
-        for view, offers in zip(some, _offers(run, number, strategy, some), strict=True):
+        found = _offers(run, number, strategy, some)
+        _refuse_if_most_fail(found)
+        for view, offers in zip(some, found, strict=True):
             if isinstance(offers, DataError):
                 quarantine(run, view.record.id, offers)
                 continue
@@ -126,6 +128,20 @@ def offers_of_pool(run: Run, number: int, strategy: str) -> tuple[Offers, list[s
     if gathered.nothing:
         raise PoolExhausted("no image is left to ask from; add images to the pool, or see the quarantined files above")
     return gathered.all(), [view.record.id for view in views]
+
+
+def _refuse_if_most_fail(found: Sequence[Offers | DataError]) -> None:
+    """Where most images fail it is a disk or the model that is broken, and an image set aside stays aside.
+
+    Raises:
+        DataError: if more than half, and at least three, cannot be used.
+    """
+    bad = [problem for problem in found if isinstance(problem, DataError)]
+    if len(bad) > max(2, len(found) // 2):
+        raise DataError(
+            f"{len(bad)} of {len(found)} images cannot be used, so none is set aside; look whether their folder is "
+            f"there and the model's fit went well, mend it, and run again. The first: {bad[0]}"
+        )
 
 
 def _offers(run: Run, number: int, strategy: str, views: Sequence[jobs.View]) -> list[Offers | DataError]:

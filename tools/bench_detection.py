@@ -50,6 +50,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--size", default="480,640", help="dropout: rows,columns of the frame")
     parser.add_argument("--out", type=Path, default=None, help="file for the table")
     given, rest = parser.parse_known_args(argv)
+    if given.part == "dropout" and rest:
+        parser.error(f"dropout takes no {rest[0]}")
+    if given.part == "crops" and given.config is None:
+        parser.error("crops needs --config FILE")
     if given.part == "dropout":
         rows, columns = map(int, given.size.split(","))
         title, lines = f"MC-dropout: {DRAWS} draws on a frame of {rows} x {columns}", dropout((rows, columns))

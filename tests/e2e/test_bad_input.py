@@ -25,9 +25,12 @@ import numpy as np
 import pytest
 
 from dal_dense import ledger_store
+from dal_dense.errors import DataError
 from dal_dense.ledger import Ledger
+from dal_dense.records import ImageRecord
 from dal_dense.results import load
 from tests.e2e.command import Ended, TrainAl, batch, build_toy, draw, draw_frames, labels, main_of_script, story
+from tests.toy import ToyTask
 from tests.world import frame_settings, settings, write_frames, write_volumes
 
 ROOT = Path(__file__).parents[2]
@@ -697,3 +700,22 @@ def test_a_frame_label_of_another_size_is_told(train_al: TrainAl, tmp_path: Path
     cv2.imwrite(str(folder / "returned" / f"{bad}.png"), np.zeros((5, 5), np.uint8))
     problem(train_al(argv), f"{bad}.png: (5, 5) rows and columns", "not resized")
     assert list(labels(tmp_path / "run")) == good
+
+
+def test_where_most_images_fail_none_is_set_aside(
+    train_al: TrainAl, data: Path, tmp_path: Path, expected: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: ToyTask, model: object, record: ImageRecord, *rest: object, **more: object) -> object:
+        raise DataError(f"image {record.id}: the model's output holds NaN; lower task.train.lr")
+
+    argv = settings(data, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(ToyTask, "offers", broken)
+        ended = train_al(argv)
+    assert ended.status == 1 and "images cannot be used, so none is set aside" in ended.err
+    assert "The first: image " in ended.err and "holds NaN; lower task.train.lr" in ended.err
+    with Ledger.read(tmp_path / "run") as ledger:
+        assert ledger.events("quarantine") == []
+
+    assert train_al(argv).status == 0
+    assert story(tmp_path / "run") == expected
