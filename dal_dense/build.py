@@ -6,7 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,9 +18,10 @@ from dal_dense.config import Config
 from dal_dense.console import Screen
 from dal_dense.costs import cost_model
 from dal_dense.errors import ConfigError, DataError
-from dal_dense.images import read_image
+from dal_dense.images import read_header, read_image
 from dal_dense.ledger import Ledger
 from dal_dense.pool import Pool, open_pool
+from dal_dense.query_sizes import array_size, box_in_voxels
 from dal_dense.ranks import Ranks, device_of
 from dal_dense.report.words import count
 from dal_dense.run import Run
@@ -73,6 +74,7 @@ def open_run(config: Config, screen: Screen, ranks: Ranks) -> Iterator[Run]:
             screen=screen,
             ranks=ranks,
         )
+        warn_of_large_sizes(run)
         remember_pool(run)
         tell_who_shares(run)
         yield run
@@ -242,6 +244,22 @@ def check_dimensions(config: Config, pool: Pool) -> None:
         )
     if config.query.kind == "slice" and pool.ndim == 2:
         raise ConfigError("query.kind: slice needs volumes, and the pool holds frames; use crop or image")
+
+
+def warn_of_large_sizes(run: Run) -> None:
+    """Say which boxes of `query.sizes` are cut to the image, going by the first one that can be read."""
+    query = run.config.query
+    if query.kind not in ("crop", "box"):
+        return
+    with suppress(DataError):
+        header = read_header(run.pool.train[0])
+        for size in query.sizes:
+            wanted, cut = box_in_voxels(size, query.unit, header), array_size(size, query.unit, header)
+            if wanted != cut:
+                run.screen.warn(
+                    f"query.sizes: {list(size)} is larger than {run.pool.train[0].id}, whose array is "
+                    f"{' x '.join(map(str, header.shape))}, and is cut to it; choose smaller ones, or query.kind image"
+                )
 
 
 def check_parts(config: Config, ranks: Ranks) -> None:

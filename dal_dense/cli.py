@@ -10,12 +10,16 @@ import errno
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 from pydantic import BaseModel, ValidationError
 
 from dal_dense.config import Config
 from dal_dense.errors import ConfigError, DalDenseError, Stopped
+
+LISTS = {"query.sizes": "[[64, 64, 48]]"}
+"""How a setting looks that is a list of lists; the others are lists of numbers."""
 
 
 def load_config(argv: Sequence[str], *, prog: str = "train_al.py", description: str = "") -> Config:
@@ -54,6 +58,10 @@ def missing_files(config: Config) -> Iterator[str]:
     listing = data.listing or ("dataset.json" if data.format in ("msd", "nnunet") else None)
     if data.format == "coco" and listing is None:
         yield "data.listing: null; format coco needs the json file, relative to data_root (--data.listing FILE)"
+    for name in ("weights", "config_file"):
+        file = getattr(config.task.detection, name)
+        if config.task.name != "monai_segmentation" and file is not None and not Path(file).is_file():
+            yield f"task.detection.{name}: no file at {file}; give the path of one, or leave the setting out"
     named = {"data.listing": listing, "data.split_file": data.split_file, "data.group_table": data.group_table}
     if data.format in ("folder", "coco", "dicom"):
         named["data.images"] = data.images
@@ -72,7 +80,11 @@ def _one_line(text: str) -> str:
     unknown = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text)
     if unknown:
         return _unknown(f"{unknown[1]}.{unknown[2].removeprefix(unknown[1] + '.')}")
-    unknown = re.search(r"does not accept option '([\w.]+)'|unrecognized arguments: --([\w.-]+)|Key '([\w.]+)'", text)
+    unknown = re.search(
+        r"does not accept option '([\w.]+)'|unrecognized arguments: --([\w.-]+)|Key '([\w.]+)'"
+        r"|Option '([\w.]+)' is not accepted",
+        text,
+    )
     if unknown:
         return _unknown(next(g for g in unknown.groups() if g))
     required = re.search(r"arguments are required: (.+)", text)
@@ -91,6 +103,8 @@ def _one_line(text: str) -> str:
         return f"{key[1]}: got {value[1] if value else '?'!r}; expected a list in brackets, as in [a, b], or see --help"
     if key and wanted:
         expected = re.sub(r"Expected an? ", "expected ", wanted[1]).strip()
+        if "tuple" in expected:
+            expected = f"expected a list in brackets, as in {LISTS.get(key[1], '[64, 64, 48]')}"
         got = f"got {value[1].strip()!r}; " if value else ""
         return f"{key[1]}: {got}{_plain(expected)}; correct it, or see --help"
     if "Problems parsing config" in text:

@@ -63,7 +63,8 @@ class Ledger:
         Args:
             run_dir: made if it is not there.
             config: all settings as plain data. They must agree with those of earlier calls, apart from
-                `ledger_settings.HARMLESS`; a change of these is recorded as an event.
+                `ledger_settings.HARMLESS`, and but for the data only once something was asked; a change is
+                recorded as an event.
             versions: software that the results depend on; a change is recorded as an event.
             seed: from 0 to 2^63 - 1.
             clock: seconds since 1970.
@@ -380,7 +381,8 @@ class Ledger:
 
     def _go_on(self, config: dict[str, Any], versions: dict[str, str], seed: int) -> None:
         """Compare what was given now with what is recorded."""
-        changed = harmless_changes(self.path, self.config, config)
+        asked = bool(self.queries() or self.initial())
+        changed = harmless_changes(self.path, self.config, config, asked=asked)
         self._store.expect(seed == self.seed, f"the run was begun with seed {self.seed}, not {seed}; use a new run_dir")
         if changed:
             self.record_event("settings", {"changed": changed, "config": config})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,17 +34,25 @@ def begin(store: Store, config: Mapping[str, Any], seed: int) -> None:
         store.insert("run", (1, run_id, seed, text, now))
 
 
-def harmless_changes(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+def harmless_changes(
+    path: Path, old: Mapping[str, Any], new: Mapping[str, Any], *, asked: bool
+) -> dict[str, tuple[str, str]]:
     """Harmless settings that differ: dotted name to both values as JSON.
+
+    Args:
+        path: the ledger, for errors.
+        old: settings in force.
+        new: settings given now.
+        asked: something was asked, or is known, already; before that only the data must stay what they were.
 
     Raises:
         LedgerError: if any other setting differs; every one is listed with its old and new value.
     """
     changed = changed_fields(old, new)
-    serious = {name: pair for name, pair in changed.items() if not _is_harmless(name)}
+    serious = {n: pair for n, pair in changed.items() if not _is_harmless(n) and (asked or n.startswith("data."))}
     if serious:
         lines = "".join(f"\n  {name}: {a} -> {b}" for name, (a, b) in serious.items())
-        back = " ".join(f"--{name} {a}" for name, (a, _) in serious.items() if a != _ABSENT)
+        back = " ".join(f"--{name} {shlex.quote(a)}" for name, (a, _) in serious.items() if a != _ABSENT)
         remedy = f"use a new run_dir for the new settings, or go on with the old ones{f': {back}' if back else ''}"
         raise LedgerError(f"{path}: the run was begun with other settings:{lines}\n{remedy}")
     return changed

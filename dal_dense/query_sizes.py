@@ -12,7 +12,12 @@ from dal_dense.records import Header, anatomical_axes
 
 
 def array_size(size: tuple[int, ...], unit: str, header: Header) -> tuple[int, ...]:
-    """A box size of the settings in voxels along the image's array axes, at least 1 and at most the image.
+    """`box_in_voxels`, at most the image."""
+    return tuple(min(w, n) for w, n in zip(box_in_voxels(size, unit, header), header.shape, strict=True))
+
+
+def box_in_voxels(size: tuple[int, ...], unit: str, header: Header) -> tuple[int, ...]:
+    """A box size of the settings in voxels along the image's array axes, at least 1.
 
     Args:
         size: volumes right-left, back-front, feet-head; frames rows, columns.
@@ -31,7 +36,7 @@ def array_size(size: tuple[int, ...], unit: str, header: Header) -> tuple[int, .
     if header.affine is not None:
         for value, axis in zip(size, anatomical_axes(header.affine), strict=True):
             wanted[axis] = round(value / header.spacing[axis]) if unit == "mm" else value
-    return tuple(min(max(1, w), n) for w, n in zip(wanted, header.shape, strict=True))
+    return tuple(max(1, w) for w in wanted)
 
 
 def offer_spec(

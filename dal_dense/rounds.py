@@ -36,13 +36,15 @@ from dal_dense.report.gallery import tiles_for_query
 from dal_dense.report.page import write_report
 from dal_dense.report.words import duration, figure
 from dal_dense.results import collect
-from dal_dense.run import Run, grow, know_initial_masks, quarantine, unreadable
+from dal_dense.run import Run, grow, know_initial_masks, quarantine, refuse_if_most_fail, unreadable
 from dal_dense.tasks.base import FitReport, LabelledImage, Measurement, Proposal
 
 MODEL_FREE = ("random", "uniform")
 """Strategies that look at no prediction, so that the pool need not be run through the network."""
 AT_ONCE = 4096
 """Images whose offers are in memory before they go to files, where a pool is large."""
+SHORT = 0.75
+"""Share of a round's budget below which the person is told why no more is asked."""
 HEADERS_AT_MOST = 2000
 """Images considered by strategies that need no model; more would only cost time to read headers."""
 
@@ -80,11 +82,22 @@ def ask(run: Run, number: int) -> Query | None:
         exhausted = isinstance(problem, PoolExhausted)
         if number == 0 or not (exhausted or seconds < wanted):
             raise
-        run.screen.say("nothing is left to ask" if exhausted else "the budget is spent: what is left buys no region")
+        run.screen.say(str(problem) if exhausted else "the budget is spent: what is left buys no region")
         return None
+    _tell_if_short(run, query, seconds)
     run.ledger.record_query(query, seconds_to_choose=time.monotonic() - began)
     shutil.rmtree(stored_offers(run), ignore_errors=True)
     return query
+
+
+def _tell_if_short(run: Run, query: Query, seconds: float) -> None:
+    """A batch far below its budget looks like a mistake unless somebody says why."""
+    planned = sum(r.seconds for r in query.regions)
+    if planned < SHORT * seconds:
+        run.screen.say(
+            f"{duration(planned)} of {duration(seconds)} can be spent: no other region fits beside those chosen and "
+            "the labelled ground (query.sizes, query.max_per_image, query.max_per_group, query.min_gap)"
+        )
 
 
 def _chosen(run: Run, query: Query, seconds: float) -> Query:
@@ -116,7 +129,7 @@ def offers_of_pool(run: Run, number: int, strategy: str) -> tuple[Offers, list[s
     for begin in range(0, len(views), AT_ONCE):
         some = views[begin : begin + AT_ONCE]
         found = _offers(run, number, strategy, some)
-        _refuse_if_most_fail(found)
+        refuse_if_most_fail(found)
         for view, offers in zip(some, found, strict=True):
             if isinstance(offers, DataError):
                 quarantine(run, view.record.id, offers)
@@ -126,22 +139,10 @@ def offers_of_pool(run: Run, number: int, strategy: str) -> tuple[Offers, list[s
                 offers = replace(offers, extra={**offers.extra, "time": torch.full_like(offers.seconds, when).double()})
             gathered.add(offers)
     if gathered.nothing:
-        raise PoolExhausted("no image is left to ask from; add images to the pool, or see the quarantined files above")
-    return gathered.all(), [view.record.id for view in views]
-
-
-def _refuse_if_most_fail(found: Sequence[Offers | DataError]) -> None:
-    """Where most images fail it is a disk or the model that is broken, and an image set aside stays aside.
-
-    Raises:
-        DataError: if more than half, and at least three, cannot be used.
-    """
-    bad = [problem for problem in found if isinstance(problem, DataError)]
-    if len(bad) > max(2, len(found) // 2):
-        raise DataError(
-            f"{len(bad)} of {len(found)} images cannot be used, so none is set aside; look whether their folder is "
-            f"there and the model's fit went well, mend it, and run again. The first: {bad[0]}"
+        raise PoolExhausted(
+            "nothing is left to ask: no image can be used; add images to the pool, or see the quarantined files above"
         )
+    return gathered.all(), [view.record.id for view in views]
 
 
 def _offers(run: Run, number: int, strategy: str, views: Sequence[jobs.View]) -> list[Offers | DataError]:

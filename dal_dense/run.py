@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +15,7 @@ from dal_dense.errors import DataError
 from dal_dense.images import read_image
 from dal_dense.labels import know_initial
 from dal_dense.ledger import Ledger
+from dal_dense.offers import Offers
 from dal_dense.pool import Pool
 from dal_dense.ranks import Ranks
 from dal_dense.report.words import count
@@ -84,6 +85,20 @@ def quarantine(run: Run, image_id: str, problem: DataError) -> None:
     run.screen.warn(f"{image_id} is quarantined: {problem}")
     run.ledger.record_event("quarantine", {"image": image_id, "reason": str(problem)})
     run.pool = run.pool.quarantine(image_id, str(problem))
+
+
+def refuse_if_most_fail(found: Sequence[Offers | DataError]) -> None:
+    """Where most images fail it is a disk or the model that is broken, and an image set aside stays aside.
+
+    Raises:
+        DataError: if more than half, and at least three, cannot be used.
+    """
+    bad = [problem for problem in found if isinstance(problem, DataError)]
+    if len(bad) > max(2, len(found) // 2):
+        raise DataError(
+            f"{len(bad)} of {len(found)} images cannot be used, so none is set aside; look whether their folder is "
+            f"there and the model's fit went well, mend it, and run again. The first: {bad[0]}"
+        )
 
 
 def grow(run: Run) -> None:

@@ -204,7 +204,10 @@ def _hold_out(members: Sequence[Member], share: float, seed: int) -> tuple[list[
     masked = {m.group for m in members if m.entry.mask is not None}
     groups = sorted(masked, key=lambda g: derive_seed(seed, "held out", g))
     if share == 0 or len(groups) < 2:
-        reason = "data.test_fraction is 0" if share == 0 else f"{len(groups)} groups have masks, 2 are needed"
+        few = (
+            f"{len(groups)} groups have masks, 2 are needed when the run begins (later files never join the test split)"
+        )
+        reason = "data.test_fraction is 0" if share == 0 else few
         return list(members), [], f"there is no test split, so nothing is measured: {reason}"
     held = set(groups[: min(max(1, round(share * len(groups))), len(groups) - 1)])
     inside = [m for m in members if m.group in held]

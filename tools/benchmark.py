@@ -53,7 +53,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Our own arguments, and those that every run gets."""
     shape = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=shape, allow_abbrev=False)
-    parser.add_argument("--config", type=Path, required=True, help="one YAML file of settings")
+    parser.add_argument("--config", type=Path, required=True, action="append", help="one YAML file of settings")
     parser.add_argument("--strategies", type=names, default=["hybrid", "random"], help="comma between (hybrid,random)")
     parser.add_argument("--seeds", type=numbers, default=[0, 1], help="numbers, comma between (0,1)")
     parser.add_argument("--out", type=Path, required=True, help="where OUT.md and OUT.svg go, without a suffix")
@@ -61,7 +61,11 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks"), help="their folder (runs/benchmarks)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once (1)")
     parser.add_argument("--refits", type=int, default=0, help="fit each run's last labels so often again (0)")
-    return parser.parse_known_args(argv)
+    given, passed_on = parser.parse_known_args(argv)
+    if len(given.config) > 1:
+        parser.error("--config: one file here; put what the second one changes behind it, as --any.key value")
+    given.config = given.config[0]
+    return given, passed_on
 
 
 def names(text: str) -> list[str]:

@@ -167,9 +167,9 @@ def _check_budget(baskets: Sequence[Basket], when: Round) -> None:
     free = [int(b.price.isfinite().sum()) for b in baskets]
     if not sum(free):
         raise PoolExhausted(
-            f"nothing left to ask: of {sum(len(b.price) for b in baskets)} regions on offer none is free of labelled "
-            f"ground{' and far enough from it in time' if budget.min_gap else ''}; "
-            "add images to the pool, choose smaller query.sizes, or stop here"
+            f"nothing is left to ask: of {sum(len(b.price) for b in baskets)} regions on offer none is free of "
+            f"labelled ground{' and far enough from it in time' if budget.min_gap else ''}; "
+            "add images to the pool, choose smaller query.sizes (in a new run_dir, if this one has asked), or stop here"
         )
     low = min(float(b.price.min()) for b, count in zip(baskets, free, strict=True) if count)
     if low > budget.seconds:

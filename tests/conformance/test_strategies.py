@@ -248,7 +248,7 @@ def test_nothing_on_offer(name: str) -> None:
         offers[torch.zeros(0, dtype=torch.int64)],
         replace(offers, labelled=torch.ones_like(offers.labelled)),
     ):
-        with pytest.raises(BudgetError, match="nothing left to ask"):
+        with pytest.raises(BudgetError, match="nothing is left to ask"):
             choose(name, empty, Budget(50.0), Round(1, 2, 0))
 
 

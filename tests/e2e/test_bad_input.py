@@ -75,6 +75,7 @@ def setting_cases(folder: Path) -> dict[str, tuple[list[str], str, str]]:
     (folder / "file").write_text("")
     yaml = {
         "unknown.yaml": f"run_dir: {run_dir}\ndata_root: {root}\ndata: {{format: msd}}\nbudget: {{round: 3}}\n",
+        "group.yaml": f"run_dir: {run_dir}\ndata_root: {root}\ndata: {{format: msd}}\nbugdet: {{rounds: 3}}\n",
         "type.yaml": f"run_dir: {run_dir}\ndata_root: {root}\ndata: {{format: msd}}\nbudget: {{rounds: soon}}\n",
         "broken.yaml": "run_dir: [\n",
     }
@@ -89,6 +90,31 @@ def setting_cases(folder: Path) -> dict[str, tuple[list[str], str, str]]:
             [f"--config={folder / 'unknown.yaml'}"],
             "budget.round: no such setting",
             "did you mean budget.rounds?",
+        ),
+        "unknown group in a file": (
+            [f"--config={folder / 'group.yaml'}"],
+            "bugdet.rounds: no such setting",
+            "did you mean budget.rounds?",
+        ),
+        "a number for a list": ([*good, "--task.train.patch=8"], "task.train.patch: got '8'", "a list in brackets"),
+        "a list for a list of lists": ([*good, "--query.sizes=[4, 4, 4]"], "query.sizes: got ", "[[64, 64, 48]]"),
+        "missing weights": (
+            [
+                *good,
+                "--task.name=torchvision_detection",
+                "--task.network.name=fcos",
+                "--task.metric=ap50",
+                "--task.intensity.kind=rgb",
+                "--uncertainty.draws=single",
+                "--query.kind=image",
+                "--costs.preset=box_clicks",
+                "--data.format=coco",
+                "--data.listing=dataset.json",
+                "--data.images=.",
+                "--task.detection.weights=none.pth",
+            ],
+            "task.detection.weights: no file at none.pth",
+            "give the path of one",
         ),
         "wrong type": ([*good, "--budget.rounds=many"], "budget.rounds: got 'many'; expected", "see --help"),
         "wrong type in a file": ([f"--config={folder / 'type.yaml'}"], "budget.rounds: got 'soon'", "see --help"),

@@ -583,7 +583,16 @@ def test_labels_that_come_after_the_last_round_are_kept(
 def test_a_pool_that_is_used_up_ends_the_run_well(train_al: TrainAl, data: Path, tmp_path: Path) -> None:
     argv = settings(data, tmp_path / "run", budget__rounds="9", budget__seconds_per_round="100000", query__kind="image")
     ended = fine(train_al(argv))
-    assert "nothing is left to ask" in ended.out
+    assert "nothing is left to ask: of " in ended.out and "choose smaller query.sizes" in ended.out
+
+
+def test_what_a_person_may_take_for_a_mistake_is_explained(train_al: TrainAl, data: Path, tmp_path: Path) -> None:
+    argv = settings(
+        data, tmp_path / "run", budget__rounds="1", budget__seconds_per_round="100000", query__sizes="[[99, 4, 4]]"
+    )
+    ended = fine(train_al(argv))
+    assert "no other region fits beside those chosen and the labelled ground" in ended.out
+    assert "query.sizes: [99, 4, 4] is larger than " in ended.out
     with Ledger.read(tmp_path / "run") as ledger:
         assert {r.image_id for q in ledger.queries() for r in q.regions} == {f"case_{i:02d}" for i in range(4)}
         assert len(ledger.measurements()) == len(ledger.queries())

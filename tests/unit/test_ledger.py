@@ -93,8 +93,22 @@ def test_a_run_keeps_its_id_seed_and_settings(tmp_path: Path) -> None:
         assert other.run_id != identity
 
 
-def test_other_settings_are_refused_and_all_named(tmp_path: Path) -> None:
+def test_before_anything_is_asked_all_settings_but_the_data_may_change(tmp_path: Path) -> None:
     begin(tmp_path).close()
+    other = CONFIG | {"query": {"stride": 2, "kind": "slice"}}
+    with begin(tmp_path, config=other) as ledger:
+        assert ledger.config == other
+    with pytest.raises(LedgerError, match=r"data\.format: "):
+        begin(tmp_path, config=other | {"data": {"format": "msd"}})
+    with begin(tmp_path, config=other) as ledger:
+        ledger.record_query(asks(0, region("r0")))
+    with pytest.raises(LedgerError, match=r"query\.stride: 2 -> 1"):
+        begin(tmp_path)
+
+
+def test_other_settings_are_refused_and_all_named(tmp_path: Path) -> None:
+    with begin(tmp_path) as ledger:
+        ledger.record_query(asks(0, region("r0")))
     other = CONFIG | {"query": {"stride": 2, "kind": "slice"}}
     with pytest.raises(LedgerError) as refused:
         begin(tmp_path, config=other)
