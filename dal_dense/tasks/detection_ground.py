@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as nnf
 
-from dal_dense.boxes import ABSENT, IGNORED, OBJECT, Boxes, area
+from dal_dense.boxes import ABSENT, COLUMNS, IGNORED, OBJECT, Boxes, area
 from dal_dense.config import DetectionConfig, TrainConfig
 from dal_dense.errors import DataError, Stopped
 from dal_dense.images import read_image
@@ -46,6 +46,9 @@ MOST = 4
 
 SHARP = 0.5
 """Share of windows that are shown at their own scale, as at inference."""
+
+SAME = 0.5
+"""Share of a single box on ground labelled as a whole from which no window is made for it; none is on offer either."""
 
 LEAST_SIDE = 1.0
 """Pixels of the scaled frame: an object with a shorter side cannot be taught and is ignored."""
@@ -155,20 +158,22 @@ def _cut(
     rects = np.array([[*regions[i][0], *regions[i][1]] for i in grounds], np.float64).reshape(-1, 4)
     piece = partial(_piece, record=known.record, factor=factor, shelf=shelf)
     pieces = [piece(regions[i], tables[i], None, rects[n : n + 1], kinds[i] == "crop") for n, i in enumerate(grounds)]
-    single = [i for i, kind in enumerate(kinds) if kind == "box" and not _inside(regions[i], rects)]
-    everything = [_seen_beyond(tables[i], regions[i], shape) for i in grounds] + [tables[i] for i in single]
-    for n, i in enumerate(single):
-        before = sum(map(len, everything[: len(grounds) + n]))
-        own = np.arange(before, before + len(tables[i]))
-        window = _around(regions[i], shape, factor, train)
-        pieces.append(piece(window, _joined(everything), own, rects, False))
+    single = [i for i, kind in enumerate(kinds) if kind == "box"]
+    beyond = [_seen_beyond(tables[i], regions[i], shape) for i in grounds]
+    everything, rows = _joined([*beyond, *(tables[i] for i in single)])
+    for i, own in zip(single, rows[len(grounds) :], strict=True):
+        if _share_on(rects, regions[i]) < SAME:
+            pieces.append(piece(_around(regions[i], shape, factor, train), everything, own, rects, False))
     return pieces
 
 
-def _inside(region: Box, rects: NDArray[np.float64]) -> bool:
-    """Does the middle of a box lie on ground that is labelled as a whole? Its object is known there already."""
-    middle = (np.array(region[0]) + np.array(region[1])) / 2
-    return bool(((rects[:, :2] <= middle) & (middle < rects[:, 2:])).all(1).any())
+def _share_on(rects: NDArray[np.float64], region: Box) -> float:
+    """Share of a box on ground that is labelled as a whole, where all its objects are taught already."""
+    (top, left), (bottom, right) = region
+    on = np.zeros((bottom - top, right - left), bool)
+    for r0, c0, r1, c1 in np.maximum(rects - [top, left, top, left], 0).astype(int):
+        on[r0:r1, c0:c1] = True
+    return float(on.mean())
 
 
 def _seen_beyond(boxes: Boxes, region: Box, shape: Sequence[int]) -> Boxes:
@@ -180,8 +185,14 @@ def _seen_beyond(boxes: Boxes, region: Box, shape: Sequence[int]) -> Boxes:
     return Boxes(boxes.corners, boxes.classes, status)
 
 
-def _joined(parts: Sequence[Boxes]) -> Boxes:
-    return Boxes(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("corners", "classes", "status")))
+def _joined(parts: Sequence[Boxes]) -> tuple[Boxes, list[NDArray[np.int64]]]:
+    """All tables as one, of equal rows the first alone, and where each table's rows are in it."""
+    rows = np.concatenate([np.zeros((0, COLUMNS)), *(part.table() for part in parts)])
+    _, first, place = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    kept = np.sort(first)
+    mine = np.searchsorted(kept, first)[place.reshape(-1)]
+    ends = np.cumsum([len(part) for part in parts])
+    return Boxes.from_table(rows[kept]), [np.unique(each) for each in np.split(mine, ends)[:-1]]
 
 
 def _around(region: Box, shape: Sequence[int], factor: float, train: TrainConfig) -> Box:
