@@ -286,7 +286,7 @@ class Windows:
                 sample = _flipped(sample, axis)
         contrast, brightness = rng.uniform(-1, 1, 2) * train.intensity
         shown = (sample.image - HALF_RANGE) * (1 + contrast) + HALF_RANGE * (1 + brightness)
-        return Sample(shown.clamp(0, 255), sample.boxes, sample.classes, sample.absent, sample.known)
+        return Sample(shown.clamp(0, 255), sample.boxes, sample.classes, sample.absent, sample.known, sample.ignored)
 
 
 def _place(
@@ -322,15 +322,15 @@ def _sample(piece: Piece, start: Sequence[int], stop: Sequence[int], scale: floa
     corners = (seen.corners - origin) * factor
     small = (corners[:, 2:] - corners[:, :2]).min(1, initial=np.inf) < LEAST_SIDE
     status = np.where((seen.status == OBJECT) & small, IGNORED, seen.status)
-    known = torch.zeros(size, dtype=torch.bool)
+    known, ignored = torch.zeros(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool)
     for r0, c0, r1, c1 in np.clip(((piece.known - origin) * factor).round(), 0, None).astype(int):
         known[r0:r1, c0:c1] = True
     for r0, c0, r1, c1 in corners[status == IGNORED]:
-        known[int(r0) : int(np.ceil(r1)), int(c0) : int(np.ceil(c1))] = False
+        ignored[int(r0) : int(np.ceil(r1)), int(c0) : int(np.ceil(c1))] = True
     turned = torch.from_numpy(corners[:, [1, 0, 3, 2]].astype(np.float32))
     there, rejected = torch.from_numpy(status == OBJECT), torch.from_numpy(status == ABSENT)
     classes = torch.from_numpy(seen.classes)[there]
-    return Sample(image, turned[there], classes, turned[rejected], area_table(known))
+    return Sample(image, turned[there], classes, turned[rejected], area_table(known & ~ignored), area_table(ignored))
 
 
 def _flipped(sample: Sample, axis: int) -> Sample:
@@ -343,8 +343,11 @@ def _flipped(sample: Sample, axis: int) -> Sample:
         turned[:, column], turned[:, column + 2] = length - boxes[:, column + 2], length - boxes[:, column]
         return turned
 
-    known = (sample.known[1:, 1:] - sample.known[:-1, 1:] - sample.known[1:, :-1] + sample.known[:-1, :-1]) > 0.5
+    def mirrored(table: Tensor) -> Tensor:
+        ground = (table[1:, 1:] - table[:-1, 1:] - table[1:, :-1] + table[:-1, :-1]) > 0.5
+        return area_table(ground.flip(axis))
+
     return Sample(
         sample.image.flip(axis + 1), turn(sample.boxes), sample.classes, turn(sample.absent),
-        area_table(known.flip(axis)),
+        mirrored(sample.known), mirrored(sample.ignored),
     )  # fmt: skip

@@ -23,6 +23,7 @@ from dal_dense.tasks import detection_ground
 from dal_dense.tasks.base import Hooks, LabelledImage
 from dal_dense.tasks.detection_backend import Sample
 from dal_dense.tasks.detection_ground import HELD, Windows, gather
+from dal_dense.tasks.detection_partial import area_table
 from dal_dense.tasks.shelf import Shelf
 
 SHAPE = (60, 80)
@@ -76,6 +77,7 @@ def test_a_crop_is_shown_whole_and_known_but_for_ignored_ground(tmp_path: Path) 
     expected = torch.ones(30, 40, dtype=torch.bool)
     expected[20:30, 0:7] = False
     assert torch.equal(known_pixels(sample), expected)
+    assert torch.equal(sample.ignored, area_table(~expected))
 
 
 @settings(max_examples=25, deadline=None)
