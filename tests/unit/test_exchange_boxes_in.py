@@ -295,9 +295,9 @@ def test_a_neighbour_is_kept_if_its_own_query_came_back_without_it(tmp_path: Pat
     both = [CARS["r00-000"], CARS["r00-001"]]
     labels = drawn_on_crops(batch, {"r00-000": both, "r00-001": []})
     assert labels == {"r00-000": both, "r00-001": [[50, 90, 90, 130, 0, ABSENT]]}
-    swapped = {"r00-000": [CARS["r00-001"]], "r00-001": [CARS["r00-000"]]}  # each on the other's picture alone
-    labels = drawn_on_crops(batch, swapped)
-    assert [[row for row in labels[name] if row[5] == OBJECT] for name in swapped] == [*swapped.values()]
+    near = export(tmp_path / "near", pool, LEFT, region("r00-001", "a", (50, 60), (90, 100), "box"), proposed={})
+    swapped = {"r00-000": [[50, 58, 90, 98, 1, OBJECT]], "r00-001": [[50, 52, 90, 92, 1, OBJECT]]}
+    assert drawn_on_crops(near, swapped) == swapped  # one car, on each picture nearer to the other's prediction
 
 
 def test_what_lies_in_a_crop_wholly_is_the_crops_once_that_holds_it(tmp_path: Path, pool: Pool) -> None:
