@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from dal_dense.box_answers import BoxRules, box_work, true_answers
+from dal_dense.box_answers import BoxRules, Known, box_work, true_answers
 from dal_dense.boxes import Boxes
 from dal_dense.costs import CostModel, area_of, contour_length, object_count
 from dal_dense.errors import DataError, LabelError
@@ -109,13 +109,13 @@ class Oracle:
         """
         problems = reject_lost(pool, ledger)
         waiting = {r.id for r in ledger.open_regions(query.round)}
-        earlier = _drawn_before(query, ledger)
+        earlier = _known_before(query, ledger)
         done = 0
         for image_id, regions in _by_image(query):
             if waiting.isdisjoint(r.id for r in regions):
                 continue
             header = read_header(pool[image_id])
-            labels = self._labels(_truth(pool, image_id), regions, pool, earlier.get(image_id))
+            labels = self._labels(_truth(pool, image_id), regions, pool, earlier.get(image_id, ()))
             for region, label in zip(regions, labels, strict=True):
                 if region.id in waiting:
                     opening = self.costs.image_seconds if region is regions[0] else 0.0
@@ -126,21 +126,21 @@ class Oracle:
         return Outcome(answered, left, problems, f"the oracle answered {done} regions of round {query.round}")
 
     def _labels(
-        self, truth: np.ndarray, regions: Sequence[QueryRegion], pool: Pool, earlier: Boxes | None
+        self, truth: np.ndarray, regions: Sequence[QueryRegion], pool: Pool, earlier: Sequence[Known]
     ) -> list[np.ndarray]:
         if self.boxes is None:
             return [truth[slices(region.box)].copy() for region in regions]
         return true_answers(Boxes.from_table(truth), regions, self.boxes, pool.classes, earlier)
 
 
-def _drawn_before(query: Query, ledger: Ledger) -> dict[str, Boxes]:
-    """Objects in the answers to single boxes of earlier rounds, by image; read only if single boxes are asked."""
-    tables: dict[str, list[np.ndarray]] = {}
+def _known_before(query: Query, ledger: Ledger) -> dict[str, list[Known]]:
+    """Answers of earlier rounds, by image; read only if single boxes are asked."""
+    found: dict[str, list[Known]] = {}
     if any(region.kind == "box" for region in query.regions):
-        for answer in ledger.answered(kind="box"):
+        for answer in ledger.answered():
             if answer.round < query.round:
-                tables.setdefault(answer.region.image_id, []).append(answer.label)
-    return {image_id: Boxes.from_table(np.concatenate(found)).objects for image_id, found in tables.items()}
+                found.setdefault(answer.region.image_id, []).append((answer.region, answer.label))
+    return found
 
 
 def _truth(pool: Pool, image_id: str) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 The oracle plays a person who is never wrong: every object of a crop is drawn; a predicted box is
 accepted if it overlaps its object far enough and names the right class, fixed if it overlaps less, and
-rejected if there is nothing. A rejected prediction is charged like any other look. An object is given to one
-prediction only, the best one; a second is fixed to another object that it overlaps, or rejected.
+rejected if there is nothing. A rejected prediction is charged like any other look. An object is labelled once: a
+crop that it lies in wholly holds it, else one prediction is given it, the best one; a second is fixed to another
+object that it overlaps, or rejected.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from dal_dense.boxes import ABSENT, IGNORED, Boxes, covered, iou
+from dal_dense.boxes import ABSENT, COLUMNS, IGNORED, Boxes, covered, iou
 from dal_dense.costs import CostModel
 from dal_dense.query import QueryRegion
+from dal_dense.regions import Box
 
 UNCHANGED = 0.999
 """IoU from which a returned box is the one that was sent: files round their numbers."""
@@ -25,6 +27,9 @@ HIDDEN = 0.5
 
 SAME_OBJECT = 0.5
 """IoU from which a box that an earlier answer holds is an object."""
+
+Known = tuple[QueryRegion, Float[np.ndarray, "_ 6"]]
+"""A region and its answer."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ def true_answers(
     regions: Sequence[QueryRegion],
     rules: BoxRules,
     classes: Sequence[str],
-    earlier: Boxes | None = None,
+    earlier: Sequence[Known] = (),
 ) -> list[Float[np.ndarray, "boxes 6"]]:
     """The tables of boxes that a person who is never wrong returns for one frame's regions of a round.
 
@@ -71,23 +76,26 @@ def true_answers(
         regions: all that is asked of it in the round, so that the answers do not depend on what is done already.
         rules: what counts as right.
         classes: names by number.
-        earlier: objects that answers to single boxes of earlier rounds hold; nobody labels one again.
+        earlier: answers of earlier rounds; nobody labels an object again that they hold.
     """
+    ground = [r.box for r in (*regions, *(r for r, _ in earlier)) if r.kind != "box"]
+    before = [label for r, label in earlier if r.kind == "box"]
+    claimed = _lying_in(truth.objects, ground)
+    claimed |= _claimed(truth.objects, Boxes.from_table(np.concatenate([np.zeros((0, COLUMNS)), *before])), rules)
     single = [r for r in regions if r.kind == "box"]
     predicted = Boxes.of([corners_of(r) for r in single], [predicted_class(r, classes) for r in single])
-    meant = iter(_verdicts(truth, predicted, rules, earlier))
+    meant = iter(_verdicts(truth, predicted, rules, sorted(claimed)))
     return [next(meant) if r.kind == "box" else truth.within(r.box, rules.min_visible).table() for r in regions]
 
 
 def _verdicts(
-    truth: Boxes, predicted: Boxes, rules: BoxRules, earlier: Boxes | None
+    truth: Boxes, predicted: Boxes, rules: BoxRules, claimed: list[int]
 ) -> list[Float[np.ndarray, "boxes 6"]]:
     """What becomes of each prediction: as it is, its object instead of it, or nothing there."""
     objects, hidden = truth.objects, truth[truth.status == IGNORED]
     overlap = iou(predicted.corners, objects.corners)
     near = (overlap >= rules.fix_iou) & (overlap > 0)
-    if earlier is not None:
-        near[:, _claimed(objects, earlier, rules)] = False
+    near[:, claimed] = False
     agreed = (overlap >= rules.accept_iou) & (objects.classes[None] == predicted.classes[:, None])
     # what makes a prediction right goes before what is nearer
     pairs = _one_to_one(np.where(near, np.where(agreed, overlap + 1, overlap), 0.0))
@@ -105,12 +113,20 @@ def _verdicts(
     return tables
 
 
-def _claimed(objects: Boxes, earlier: Boxes, rules: BoxRules) -> list[int]:
-    """Objects that are labelled already: each earlier box claims the one of its class that it overlaps most."""
+def _lying_in(objects: Boxes, ground: Sequence[Box]) -> set[int]:
+    """Objects that crops and frames hold: what lies in one wholly. What a border cuts is labelled in part alone."""
+    places = np.array([[*start, *stop] for start, stop in ground], np.float64).reshape(-1, 4)
+    inside: np.ndarray = np.any(covered(objects.corners, places) == 1, axis=1)
+    return set(np.flatnonzero(inside).tolist())
+
+
+def _claimed(objects: Boxes, earlier: Boxes, rules: BoxRules) -> set[int]:
+    """Objects that single boxes hold: each earlier box claims the one of its class that it overlaps most."""
+    earlier = earlier.objects
     overlap = iou(earlier.corners, objects.corners)
     same = overlap >= min(SAME_OBJECT, max(rules.accept_iou, 1e-12))  # an accepted box may lie no nearer
     value = np.where(same, overlap + (objects.classes[None] == earlier.classes[:, None]), 0.0)
-    return sorted(_one_to_one(value).values())
+    return set(_one_to_one(value).values())
 
 
 def _one_to_one(value: Float[np.ndarray, "n m"]) -> dict[int, int]:

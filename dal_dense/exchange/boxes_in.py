@@ -9,7 +9,8 @@ what crosses the region's border is cut there. Of a box query:
     the ground is marked `__ignore__`     ground that says nothing
 
 On a whole frame, a drawn box belongs to one box query at most: the one it overlaps most, else the nearest whose
-surroundings hold its middle. `iscrowd: 1` and `__ignore__` are ground to ignore.
+surroundings hold its middle; of boxes drawn on crops see `neighbours`. `iscrowd: 1` and `__ignore__` are ground to
+ignore.
 """
 
 from __future__ import annotations
@@ -73,12 +74,12 @@ def _labels(
     for entry in entries:
         name, place = entry.region.id, entry.region.box
         if entry.region.kind == "box":
-            table = _verdict(entry, drawn[mine[name]] if name in mine else drawn)
+            table = verdict(entry, drawn[mine[name]] if name in mine else drawn)
             place = (0, 0), entry.source.shape
         else:
             table = drawn.within(place, asked.min_visible).table()
         table = checked_table(f"{file}: region {name}", table, place, len(asked.classes))
-        found.append(Returned(name, _in_order(table), None, file))
+        found.append(Returned(name, in_order(table), None, file))
     return found
 
 
@@ -171,7 +172,7 @@ def _shared_out(
     asking = [e for e in together if e.region.kind == "box"]
     if not asking:
         return {}
-    predicted = np.array([_prediction(e)[:4] for e in asking])
+    predicted = np.array([predicted_box(e)[:4] for e in asking])
     overlap = iou(drawn.corners, predicted)
     owner: Int[np.ndarray, " boxes"] = np.where(overlap.max(1) >= OVERLAP, overlap.argmax(1), -1)
     middle, centres = _middles(drawn.corners), _middles(predicted)
@@ -197,14 +198,14 @@ def _holds(entry: SidecarRegion, points: Float64[np.ndarray, "boxes 2"]) -> Bool
     return np.asarray(((points >= start) & (points < stop)).all(1), bool)
 
 
-def _prediction(entry: SidecarRegion) -> tuple[float, ...]:
+def predicted_box(entry: SidecarRegion) -> tuple[float, ...]:
     """Corners and class of what was asked."""
     return entry.predicted or (*map(float, (*entry.region.start, *entry.region.stop)), 0.0)
 
 
-def _verdict(entry: SidecarRegion, drawn: Boxes) -> Float64[np.ndarray, "boxes 6"]:
+def verdict(entry: SidecarRegion, drawn: Boxes) -> Float64[np.ndarray, "boxes 6"]:
     """What is drawn, and the prediction as absent if nothing of it was kept."""
-    prediction = np.array([_prediction(entry)])
+    prediction = np.array([predicted_box(entry)])
     objects, ignored = drawn.objects, drawn[drawn.status == IGNORED]
     kept = bool((iou(prediction[:, :4], objects.corners) >= OVERLAP).any())
     unclear = bool((covered(prediction[:, :4], ignored.corners) >= COVERED).any())
@@ -212,6 +213,6 @@ def _verdict(entry: SidecarRegion, drawn: Boxes) -> Float64[np.ndarray, "boxes 6
     return table if kept or unclear else np.concatenate([table, [[*prediction[0], ABSENT]]])
 
 
-def _in_order(table: Float64[np.ndarray, "boxes 6"]) -> Float64[np.ndarray, "boxes 6"]:
+def in_order(table: Float64[np.ndarray, "boxes 6"]) -> Float64[np.ndarray, "boxes 6"]:
     """By status, class and corners: the order in which a tool lists boxes says nothing."""
     return np.ascontiguousarray(table[np.lexsort(table.T[[3, 2, 1, 0, 4, 5]])])

@@ -48,7 +48,8 @@ coco_frames.json   the whole frames with the predicted boxes; __query__ outlines
 Crops and whole images: draw a box around EVERY object inside; what is not boxed is taken for background. Of an
 object that the border cuts, box the part you see.
 Box queries (listed as "box" below): judge the one box. Right: leave it. Wrong place or class: correct it. No object:
-delete it. An object nearby that has no box may be added; you need not look for others.
+delete it. An object nearby that has no box may be added; you need not look for others. If it has a query of its own,
+here or in a crop, that query holds it, and a box of it drawn here as well counts once.
 Draw __ignore__ around what you cannot tell, such as a crowd (or set iscrowd to 1).
 
 Return the COCO json, under any name, in returned/. Set "reviewed": true on each image that is done, or name the

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dal_dense.errors import LabelError
-from dal_dense.exchange import boxes_in, coco_returns, frames, nifti, side_files
+from dal_dense.exchange import boxes_in, coco_returns, frames, neighbours, nifti, side_files
 from dal_dense.exchange.asked import SIDECAR, Asked, Marks, Returned, load_sidecar
 from dal_dense.exchange.inbox import owner_of
 
@@ -69,7 +69,8 @@ def read_returns(
         except OSError as error:
             problems.append(f"{file}: cannot be read ({error.strerror or error}); check its permissions")
     problems += _bad_names(asked, times)
-    return _settled(found, times, asked, problems), problems
+    settled = _settled(found, times, asked, problems)
+    return neighbours.told_apart(settled, asked) if asked.boxes else settled, problems
 
 
 def _files(root: Path, run_id: str, problems: list[str]) -> Iterator[tuple[Path, str]]:

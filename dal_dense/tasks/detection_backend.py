@@ -26,6 +26,7 @@ class Sample:
         classes: their class numbers, 1..K.
         absent: predictions that a person rejected: what overlaps one by IoU 0.5 is background.
         known: summed-area table of labelled ground, see `detection_partial.area_table`.
+        ignored: likewise of ground that says nothing, no part of `known`; no background even where one was rejected.
     """
 
     image: Float[Tensor, "3 h w"]
@@ -33,6 +34,7 @@ class Sample:
     classes: Int[Tensor, " n"]
     absent: Float[Tensor, "k 4"]
     known: Float[Tensor, "h+1 w+1"]
+    ignored: Float[Tensor, "h+1 w+1"]
 
 
 @dataclass(frozen=True)

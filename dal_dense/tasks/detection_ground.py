@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as nnf
 
-from dal_dense.boxes import ABSENT, IGNORED, OBJECT, Boxes, area
+from dal_dense.boxes import ABSENT, COLUMNS, IGNORED, OBJECT, Boxes, area
 from dal_dense.config import DetectionConfig, TrainConfig
 from dal_dense.errors import DataError, Stopped
 from dal_dense.images import read_image
@@ -46,6 +46,9 @@ MOST = 4
 
 SHARP = 0.5
 """Share of windows that are shown at their own scale, as at inference."""
+
+SAME = 0.5
+"""Share of a single box on ground labelled as a whole from which no window is made for it; none is on offer either."""
 
 LEAST_SIDE = 1.0
 """Pixels of the scaled frame: an object with a shorter side cannot be taught and is ignored."""
@@ -155,20 +158,22 @@ def _cut(
     rects = np.array([[*regions[i][0], *regions[i][1]] for i in grounds], np.float64).reshape(-1, 4)
     piece = partial(_piece, record=known.record, factor=factor, shelf=shelf)
     pieces = [piece(regions[i], tables[i], None, rects[n : n + 1], kinds[i] == "crop") for n, i in enumerate(grounds)]
-    single = [i for i, kind in enumerate(kinds) if kind == "box" and not _inside(regions[i], rects)]
-    everything = [_seen_beyond(tables[i], regions[i], shape) for i in grounds] + [tables[i] for i in single]
-    for n, i in enumerate(single):
-        before = sum(map(len, everything[: len(grounds) + n]))
-        own = np.arange(before, before + len(tables[i]))
-        window = _around(regions[i], shape, factor, train)
-        pieces.append(piece(window, _joined(everything), own, rects, False))
+    single = [i for i, kind in enumerate(kinds) if kind == "box"]
+    beyond = [_seen_beyond(tables[i], regions[i], shape) for i in grounds]
+    everything, rows = _joined([*beyond, *(tables[i] for i in single)])
+    for i, own in zip(single, rows[len(grounds) :], strict=True):
+        if _share_on(rects, regions[i]) < SAME:
+            pieces.append(piece(_around(regions[i], shape, factor, train), everything, own, rects, False))
     return pieces
 
 
-def _inside(region: Box, rects: NDArray[np.float64]) -> bool:
-    """Does the middle of a box lie on ground that is labelled as a whole? Its object is known there already."""
-    middle = (np.array(region[0]) + np.array(region[1])) / 2
-    return bool(((rects[:, :2] <= middle) & (middle < rects[:, 2:])).all(1).any())
+def _share_on(rects: NDArray[np.float64], region: Box) -> float:
+    """Share of a box on ground that is labelled as a whole, where all its objects are taught already."""
+    (top, left), (bottom, right) = region
+    on = np.zeros((bottom - top, right - left), bool)
+    for r0, c0, r1, c1 in np.maximum(rects - [top, left, top, left], 0).astype(int):
+        on[r0:r1, c0:c1] = True
+    return float(on.mean())
 
 
 def _seen_beyond(boxes: Boxes, region: Box, shape: Sequence[int]) -> Boxes:
@@ -180,8 +185,14 @@ def _seen_beyond(boxes: Boxes, region: Box, shape: Sequence[int]) -> Boxes:
     return Boxes(boxes.corners, boxes.classes, status)
 
 
-def _joined(parts: Sequence[Boxes]) -> Boxes:
-    return Boxes(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("corners", "classes", "status")))
+def _joined(parts: Sequence[Boxes]) -> tuple[Boxes, list[NDArray[np.int64]]]:
+    """All tables as one, of equal rows the first alone, and where each table's rows are in it."""
+    rows = np.concatenate([np.zeros((0, COLUMNS)), *(part.table() for part in parts)])
+    _, first, place = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    kept = np.sort(first)
+    mine = np.searchsorted(kept, first)[place.reshape(-1)]
+    ends = np.cumsum([len(part) for part in parts])
+    return Boxes.from_table(rows[kept]), [np.unique(each) for each in np.split(mine, ends)[:-1]]
 
 
 def _around(region: Box, shape: Sequence[int], factor: float, train: TrainConfig) -> Box:
@@ -275,7 +286,7 @@ class Windows:
                 sample = _flipped(sample, axis)
         contrast, brightness = rng.uniform(-1, 1, 2) * train.intensity
         shown = (sample.image - HALF_RANGE) * (1 + contrast) + HALF_RANGE * (1 + brightness)
-        return Sample(shown.clamp(0, 255), sample.boxes, sample.classes, sample.absent, sample.known)
+        return Sample(shown.clamp(0, 255), sample.boxes, sample.classes, sample.absent, sample.known, sample.ignored)
 
 
 def _place(
@@ -311,15 +322,15 @@ def _sample(piece: Piece, start: Sequence[int], stop: Sequence[int], scale: floa
     corners = (seen.corners - origin) * factor
     small = (corners[:, 2:] - corners[:, :2]).min(1, initial=np.inf) < LEAST_SIDE
     status = np.where((seen.status == OBJECT) & small, IGNORED, seen.status)
-    known = torch.zeros(size, dtype=torch.bool)
+    known, ignored = torch.zeros(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool)
     for r0, c0, r1, c1 in np.clip(((piece.known - origin) * factor).round(), 0, None).astype(int):
         known[r0:r1, c0:c1] = True
     for r0, c0, r1, c1 in corners[status == IGNORED]:
-        known[int(r0) : int(np.ceil(r1)), int(c0) : int(np.ceil(c1))] = False
+        ignored[int(r0) : int(np.ceil(r1)), int(c0) : int(np.ceil(c1))] = True
     turned = torch.from_numpy(corners[:, [1, 0, 3, 2]].astype(np.float32))
     there, rejected = torch.from_numpy(status == OBJECT), torch.from_numpy(status == ABSENT)
     classes = torch.from_numpy(seen.classes)[there]
-    return Sample(image, turned[there], classes, turned[rejected], area_table(known))
+    return Sample(image, turned[there], classes, turned[rejected], area_table(known & ~ignored), area_table(ignored))
 
 
 def _flipped(sample: Sample, axis: int) -> Sample:
@@ -332,8 +343,11 @@ def _flipped(sample: Sample, axis: int) -> Sample:
         turned[:, column], turned[:, column + 2] = length - boxes[:, column + 2], length - boxes[:, column]
         return turned
 
-    known = (sample.known[1:, 1:] - sample.known[:-1, 1:] - sample.known[1:, :-1] + sample.known[:-1, :-1]) > 0.5
+    def mirrored(table: Tensor) -> Tensor:
+        ground = (table[1:, 1:] - table[:-1, 1:] - table[1:, :-1] + table[:-1, :-1]) > 0.5
+        return area_table(ground.flip(axis))
+
     return Sample(
         sample.image.flip(axis + 1), turn(sample.boxes), sample.classes, turn(sample.absent),
-        area_table(known.flip(axis)),
+        mirrored(sample.known), mirrored(sample.ignored),
     )  # fmt: skip

@@ -1,8 +1,9 @@
 """Which anchors, proposals and points may count as background where only part of a window is labelled.
 
 One that is no positive may be background only if, after it was cut to the image, at least half of
-it lies on known ground, or if it overlaps a rejected prediction by IoU 0.5. All others are ignored:
-no gradient comes from them. Cutting first matters: half of a border anchor may lie outside.
+it lies on known ground, or if it overlaps a rejected prediction by IoU 0.5 and less than half of it lies on
+ground to ignore. All others are ignored: no gradient comes from them. Cutting first matters: half of a border
+anchor may lie outside.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ KNOWN = 0.5
 
 REJECTED = 0.5
 """IoU with a rejected prediction from which a box is background."""
+
+HIDDEN = 0.5
+"""Share of a box on ground to ignore from which it is never background, whatever was rejected there."""
 
 CHUNK = 1 << 22
 """Entries of a matrix of overlaps that are held at once."""
@@ -40,7 +44,7 @@ def known_share(boxes: Float[Tensor, "n 4"], known: Float[Tensor, "rows cols"]) 
 
     Args:
         boxes: x0 y0 x1 y1.
-        known: the summed-area table, one row and column more than the image.
+        known: the summed-area table of any ground, one row and column more than the image.
     """
     cut = cut_to_image(boxes.float(), known.shape[0] - 1, known.shape[1] - 1)
     x0, y0, x1, y1 = cut.unbind(1)
@@ -60,11 +64,15 @@ def _at(table: Tensor, y: Tensor, x: Tensor) -> Tensor:
 
 
 def may_be_background(
-    boxes: Float[Tensor, "n 4"], known: Float[Tensor, "rows cols"], absent: Float[Tensor, "k 4"]
+    boxes: Float[Tensor, "n 4"],
+    known: Float[Tensor, "rows cols"],
+    absent: Float[Tensor, "k 4"],
+    ignored: Float[Tensor, "rows cols"],
 ) -> Bool[Tensor, " n"]:
     """May each of these boxes, none of them a positive, be taught as background?"""
     cut = cut_to_image(boxes.float(), known.shape[0] - 1, known.shape[1] - 1)
-    return (known_share(cut, known) >= KNOWN) | overlaps(cut, absent, REJECTED)
+    rejected = overlaps(cut, absent, REJECTED) & (known_share(cut, ignored) < HIDDEN)
+    return (known_share(cut, known) >= KNOWN) | rejected
 
 
 def overlaps(boxes: Float[Tensor, "n 4"], others: Float[Tensor, "k 4"], least: float) -> Bool[Tensor, " n"]:
@@ -77,7 +85,7 @@ def overlaps(boxes: Float[Tensor, "n 4"], others: Float[Tensor, "k 4"], least: f
 
 
 def points_known(points: Float[Tensor, "n 2"], known: Float[Tensor, "rows cols"]) -> Bool[Tensor, " n"]:
-    """Does the pixel under each point (x, y) lie on known ground? False outside the image."""
+    """Does the pixel under each point (x, y) lie on known ground, or any other of such a table? False outside."""
     height, width = known.shape[0] - 1, known.shape[1] - 1
     col, row = points.floor().long().unbind(1)
     inside = (col >= 0) & (row >= 0) & (col < width) & (row < height)

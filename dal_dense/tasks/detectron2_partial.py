@@ -44,10 +44,11 @@ class Ground:
 
     known: Float[Tensor, "rows cols"]
     absent: Float[Tensor, "k 4"]
+    ignored: Float[Tensor, "rows cols"]
 
     def allows(self, boxes: Float[Tensor, "n 4"]) -> Tensor:
         """May each of these boxes be background, if it is no positive?"""
-        return may_be_background(boxes, self.known, self.absent)
+        return may_be_background(boxes, self.known, self.absent, self.ignored)
 
 
 @dataclass
@@ -58,7 +59,7 @@ class Teaching:
 
     def begin(self, samples: Sequence[Sample], device: torch.device) -> None:
         """Take the ground of the next batch."""
-        self.grounds = [Ground(s.known.to(device), s.absent.to(device)) for s in samples]
+        self.grounds = [Ground(s.known.to(device), s.absent.to(device), s.ignored.to(device)) for s in samples]
 
 
 class KnownGroundMatcher:
@@ -131,13 +132,14 @@ def _allowed_anchors(anchors: list[Any], ground: Ground) -> Tensor:
 
 
 def _allowed_points(classes: int, stock: Any, anchors: list[Any], ground: Ground) -> Tensor:
-    """Points on known pixels, and those that would be responsible for a rejected prediction, were it an object."""
+    """Points on known pixels; those responsible for a rejected prediction, were it an object, unless ignored."""
     known = ground.known
     rejected = Instances((known.shape[0] - 1, known.shape[1] - 1))
     rejected.gt_boxes = Boxes(ground.absent)
     rejected.gt_classes = torch.zeros(len(ground.absent), dtype=torch.int64, device=known.device)
     ((labels,), _) = stock(anchors, [rejected])
-    allowed: Tensor = points_known(Boxes.cat(anchors).get_centers(), known) | (labels != classes)
+    centres = Boxes.cat(anchors).get_centers()
+    allowed: Tensor = points_known(centres, known) | ((labels != classes) & ~points_known(centres, ground.ignored))
     return allowed
 
 

@@ -57,7 +57,7 @@ class TorchvisionDetector:
         targets = [
             {
                 "boxes": s.boxes.to(device), "labels": s.classes.to(device),
-                "absent": s.absent.to(device), "known": s.known.to(device),
+                "absent": s.absent.to(device), "known": s.known.to(device), "ignored": s.ignored.to(device),
             }
             for s in samples
         ]  # fmt: skip

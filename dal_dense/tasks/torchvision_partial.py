@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import box_iou
@@ -28,7 +28,7 @@ RADIUS = 1.5
 """FCOS: points within so many strides of an object's centre are its positives (Tian et al. 2020)."""
 
 Target = dict[str, Tensor]
-"""boxes, labels, absent, known: the columns of a `Sample`."""
+"""boxes, labels, absent, known, ignored: the columns of a `Sample`."""
 
 
 def match_anchors(anchors: Float[Tensor, "n 4"], target: Target, *, high: float, low: float) -> Int[Tensor, " n"]:
@@ -46,11 +46,15 @@ def match_anchors(anchors: Float[Tensor, "n 4"], target: Target, *, high: float,
         reach = torch.maximum(reach, block.amax(1))
     result = torch.where(quality >= high, matched, BACKGROUND)
     result[(quality >= low) & (quality < high)] = IGNORED
-    result[(result == BACKGROUND) & ~may_be_background(anchors, target["known"], target["absent"])] = IGNORED
+    result[(result == BACKGROUND) & ~_allowed(anchors, target)] = IGNORED
     for rows, block in _blocks(boxes, anchors):
         last_hope = ((block == reach[:, None]) & (block > 0)).any(0)
         result[rows] = torch.where(last_hope, matched[rows], result[rows])
     return result
+
+
+def _allowed(boxes: Float[Tensor, "n 4"], target: Target) -> Bool[Tensor, " n"]:
+    return may_be_background(boxes, target["known"], target["absent"], target["ignored"])
 
 
 def _blocks(boxes: Tensor, anchors: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -97,8 +101,7 @@ def usable_proposals(proposals: Sequence[Tensor], targets: Sequence[Target]) -> 
     """Proposals that are positives or may be background; torchvision samples among what is left."""
     kept = []
     for boxes, target in zip(proposals, targets, strict=True):
-        usable = may_be_background(boxes, target["known"], target["absent"])
-        kept.append(boxes[usable | overlaps(boxes, target["boxes"], POSITIVE)])
+        kept.append(boxes[_allowed(boxes, target) | overlaps(boxes, target["boxes"], POSITIVE)])
     return kept
 
 
@@ -106,7 +109,7 @@ def match_points(anchors: Float[Tensor, "n 4"], target: Target, per_level: Seque
     """FCOS: row of the object that each point is responsible for, `BACKGROUND` or `IGNORED`.
 
     A point is background where its pixel is known, or where it would be responsible for a rejected
-    prediction, were that an object.
+    prediction, were that an object, and its pixel is not ignored.
 
     Args:
         anchors: one square a point, as large as its level's stride.
@@ -115,7 +118,7 @@ def match_points(anchors: Float[Tensor, "n 4"], target: Target, per_level: Seque
     """
     result = responsible(anchors, target["boxes"], per_level)
     centre = (anchors[:, :2] + anchors[:, 2:]) / 2
-    rejected = responsible(anchors, target["absent"], per_level) >= 0
+    rejected = (responsible(anchors, target["absent"], per_level) >= 0) & ~points_known(centre, target["ignored"])
     result[(result < 0) & ~points_known(centre, target["known"]) & ~rejected] = IGNORED
     return result
 

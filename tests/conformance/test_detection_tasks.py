@@ -385,9 +385,18 @@ def sample_with_unknown_ground(seed: int, shape: tuple[int, int]) -> Sample:
     torch.manual_seed(seed)
     known = torch.zeros(shape, dtype=torch.bool)
     known[:, :56] = True
-    known[44:64, 8:28] = False
+    ignored = torch.zeros(shape, dtype=torch.bool)
+    ignored[44:64, 8:28] = True
+    known &= ~ignored
     objects = torch.tensor([[4.0, 5, 22, 20], [28, 24, 52, 44]])
-    return Sample(torch.rand(3, *shape) * 255, objects, torch.tensor([1, 2]), torch.zeros(0, 4), area_table(known))
+    return Sample(
+        torch.rand(3, *shape) * 255,
+        objects,
+        torch.tensor([1, 2]),
+        torch.zeros(0, 4),
+        area_table(known),
+        area_table(ignored),
+    )
 
 
 def test_no_gradient_from_unlabelled_ground(stage: Stage) -> None:
@@ -422,7 +431,7 @@ def test_a_rejected_prediction_teaches_background(stage: Stage) -> None:
     rejected = torch.tensor([[32.0, 16, 64, 48]])
     nothing = area_table(torch.zeros(shape, dtype=torch.bool))
     image = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0)) * 255
-    sample = Sample(image, rejected[:0], torch.zeros(0, dtype=torch.int64), rejected, nothing)
+    sample = Sample(image, rejected[:0], torch.zeros(0, dtype=torch.int64), rejected, nothing, nothing)
     head, (boxes, grads) = next(iter(stage.adapter.probe(stage.detector(), [sample]).items()))
     taught = grads[0] > 0
     assert taught.any(), head
@@ -430,11 +439,34 @@ def test_a_rejected_prediction_teaches_background(stage: Stage) -> None:
         assert (box_iou(cut_to_image(boxes[0][taught], *shape), rejected) >= 0.5).all()
 
 
+@pytest.mark.parametrize("edge", [64, 48])
+def test_a_rejected_prediction_teaches_nothing_on_ignored_ground(stage: Stage, edge: int) -> None:
+    """Its left part, or all of it, is a crowd: rows that lie there by half get a gradient of exactly 0."""
+    shape = (64, 96)
+    rejected = torch.tensor([[32.0, 16, 64, 48]])
+    ignored = torch.zeros(shape, dtype=torch.bool)
+    ignored[:, :edge] = True
+    image = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0)) * 255
+    sample = Sample(
+        image, rejected[:0], torch.zeros(0, dtype=torch.int64), rejected, area_table(ignored & False),
+        area_table(ignored),
+    )  # fmt: skip
+    head, (boxes, grads) = next(iter(stage.adapter.probe(stage.detector(), [sample]).items()))
+    each = boxes[0]
+    if stage.adapter.points:
+        centre = (each[:, :2] + each[:, 2:]) / 2
+        each = torch.cat([centre.floor(), centre.floor() + 1], 1)
+    hidden = known_share(cut_to_image(each, *shape), sample.ignored) >= 0.5
+    assert hidden.any() and (grads[0][hidden] == 0).all(), head
+    assert edge == 64 or not stage.adapter.points or (grads[0] > 0).any()  # beside the crowd it still teaches
+
+
 def test_nothing_known_costs_nothing(stage: Stage) -> None:
     shape = (64, 64)
+    nothing = area_table(torch.zeros(shape, dtype=torch.bool))
     sample = Sample(
         torch.rand(3, *shape) * 255, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4),
-        area_table(torch.zeros(shape, dtype=torch.bool)),
+        nothing, nothing,
     )  # fmt: skip
     detector = stage.detector()
     total = sum(detector.losses([sample]).values())

@@ -57,6 +57,7 @@ def window(known=None, boxes=(), classes=(), absent=(), seed=0, size=SIZE):
         torch.tensor(classes, dtype=torch.int64),
         torch.tensor(absent, dtype=torch.float32).reshape(-1, 4),
         area_table(ground),
+        area_table(ground & False),
     )
 
 

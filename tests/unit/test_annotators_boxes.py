@@ -180,7 +180,7 @@ def test_cut_between_two_answers_of_one_frame_nothing_changes(pool: Pool, ledger
 
 def test_an_object_of_an_earlier_round_is_not_labelled_again(pool: Pool, ledger: Ledger, tmp_path: Path) -> None:
     part = region(0, "box", "a", (20, 34), (30, 40), "van")
-    crop = region(1, "crop", "a", (0, 0), (20, 20))  # the zebra, whose own box nobody has judged
+    crop = region(1, "crop", "a", (0, 0), (20, 20))  # the zebra, wholly
     annotate(pool, ledger, part, crop)
     ledger.close_round(0)
     ledger.record_fit(0, FitReport(tmp_path / "run" / "w", "0" * 64, {}))
@@ -196,7 +196,7 @@ def test_an_object_of_an_earlier_round_is_not_labelled_again(pool: Pool, ledger:
     Oracle(COSTS, boxes=BoxRules()).annotate(query, pool=pool, ledger=ledger)
     first, *second = ledger.answered(kind="box")
     assert (first.label.tolist(), first.seconds) == ([[20, 30, 30, 50, 2, OBJECT]], LOOK + 7)
-    assert [a.label[0, 5] for a in second] == [ABSENT, OBJECT, OBJECT] and [a.seconds for a in second] == [LOOK] * 3
+    assert [a.label[0, 5] for a in second] == [ABSENT, ABSENT, OBJECT] and [a.seconds for a in second] == [LOOK] * 3
 
 
 def test_what_was_answered_is_what_is_learnt_from(pool: Pool, ledger: Ledger) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dal_dense.box_answers import BoxRules, box_work, predicted_class, true_answers
+from dal_dense.box_answers import BoxRules, Known, box_work, predicted_class, true_answers
 from dal_dense.boxes import ABSENT, IGNORED, OBJECT, Boxes
 from dal_dense.costs import CostModel
 from dal_dense.ledger_rows import checked_label, region_of, region_row
@@ -92,10 +92,15 @@ def test_a_prediction_on_ground_to_ignore_says_nothing_and_an_object_there_count
     assert answer(asked(), with_car) == ([[10, 10, 20, 20, CAR, OBJECT]], LOOKED)
 
 
-def together(true: Boxes, *asking: QueryRegion, earlier: Boxes | None = None) -> list[list[float]]:
+def together(true: Boxes, *asking: QueryRegion, earlier: Sequence[Known] = ()) -> list[list[float]]:
     tables = true_answers(true, asking, RULES, CLASSES, earlier)
     assert [len(t) for t in tables] == [1] * len(asking)
     return [t[0].tolist() for t in tables]
+
+
+def before(*boxes: Sequence[float], classes: Sequence[int] = ()) -> list[Known]:
+    """An answer to a single box that holds these."""
+    return [(asked(), truth(*boxes, classes=classes).table())]
 
 
 def test_an_object_is_given_to_the_best_prediction_and_the_others_are_absent() -> None:
@@ -117,10 +122,16 @@ def test_a_prediction_between_two_objects_goes_to_the_one_that_is_left() -> None
     assert together(true, between) == [[10, 10, 20, 20, CAR, OBJECT]]
 
 
-def test_a_crop_asked_beside_boxes_claims_nothing() -> None:
+@pytest.mark.parametrize(("stop", "status"), [((20, 20), ABSENT), ((20, 19), OBJECT)])
+def test_what_lies_in_a_crop_wholly_is_labelled_there_alone(stop: tuple[int, int], status: int) -> None:
+    """Whether the crop is asked beside the box or was answered before; what its border cuts is its own box's."""
     true = truth([10, 10, 20, 20])
-    crop, box = true_answers(true, [asked((0, 0), (30, 30), "crop"), asked()], RULES, CLASSES)
-    assert crop.tolist() == box.tolist() == [[10, 10, 20, 20, CAR, OBJECT]]
+    ground = asked((0, 0), stop, "crop")
+    crop, box = true_answers(true, [ground, asked()], RULES, CLASSES)
+    assert crop.tolist() == [[10, 10, *stop, CAR, OBJECT]] and box.tolist() == [[10, 10, 20, 20, CAR, status]]
+    assert together(true, asked(), earlier=[(ground, crop)]) == box.tolist()
+    beside = truth([10, 10, 20, 20], [10, 17, 20, 27])  # another one stays to be labelled
+    assert together(beside, asked(), earlier=[(asked((0, 0), (20, 20), "crop"), crop)])[0][:4] == [10, 17, 20, 27]
 
 
 def test_what_an_earlier_answer_holds_is_not_labelled_again() -> None:
@@ -131,11 +142,11 @@ def test_what_an_earlier_answer_holds_is_not_labelled_again() -> None:
         ([10, 10, 20, 14], OBJECT),
         ([40, 40, 50, 50], OBJECT),
     ):
-        assert together(true, asked(), earlier=truth(earlier))[0][5] == status, earlier
+        assert together(true, asked(), earlier=before(earlier))[0][5] == status, earlier
     low = BoxRules(accept_iou=0.4)  # what it accepted at IoU 0.4 is that object
-    assert true_answers(true, [asked()], low, CLASSES, truth([10, 10, 20, 14]))[0][0, 5] == ABSENT
+    assert true_answers(true, [asked()], low, CLASSES, before([10, 10, 20, 14]))[0][0, 5] == ABSENT
     two = truth([10, 10, 20, 20], [10, 10, 20, 18], classes=[CAR, VAN])  # a van before a car, IoU 0.8
-    assert together(two, asked(), earlier=truth([10, 10, 20, 19], classes=[VAN]))[0] == [10, 10, 20, 20, CAR, OBJECT]
+    assert together(two, asked(), earlier=before([10, 10, 20, 19], classes=[VAN]))[0] == [10, 10, 20, 20, CAR, OBJECT]
 
 
 @given(st.integers(0, 10**6), st.integers(0, 6), st.integers(0, 5))
@@ -150,7 +161,7 @@ def test_no_object_is_labelled_twice(seed: int, predictions: int, objects: int) 
     drawn = [tuple(t[0, :4]) for t in tables if t[0, 5] == OBJECT]
     there = [tuple(map(float, box)) for box in corners[predictions:]]
     assert all(drawn.count(box) <= there.count(box) for box in drawn)
-    again = true_answers(true, asking, rules, CLASSES, Boxes.of(there, [CAR] * len(there)))
+    again = true_answers(true, asking, rules, CLASSES, before(*there))
     assert all(t[0, 5] == ABSENT for t in again)
 
 

@@ -23,6 +23,7 @@ from dal_dense.tasks import detection_ground
 from dal_dense.tasks.base import Hooks, LabelledImage
 from dal_dense.tasks.detection_backend import Sample
 from dal_dense.tasks.detection_ground import HELD, Windows, gather
+from dal_dense.tasks.detection_partial import area_table
 from dal_dense.tasks.shelf import Shelf
 
 SHAPE = (60, 80)
@@ -76,6 +77,7 @@ def test_a_crop_is_shown_whole_and_known_but_for_ignored_ground(tmp_path: Path) 
     expected = torch.ones(30, 40, dtype=torch.bool)
     expected[20:30, 0:7] = False
     assert torch.equal(known_pixels(sample), expected)
+    assert torch.equal(sample.ignored, area_table(~expected))
 
 
 @settings(max_examples=25, deadline=None)
@@ -128,6 +130,36 @@ def test_a_box_on_labelled_ground_is_not_taught_twice(tmp_path: Path) -> None:
     boxes = Boxes.of([(10.0, 10.0, 20.0, 22.0)], [1])
     parts = [(((0, 0), (40, 40)), "crop", boxes), (((10, 10), (20, 22)), "box", boxes)]
     assert len(windows(frame(tmp_path), parts).pieces) == 1
+
+
+@pytest.mark.parametrize(("left", "pieces"), [(26, 2), (20, 1)])
+def test_a_box_at_a_crops_corner_is_taught_wherever_a_window_shows_it(tmp_path: Path, left: int, pieces: int) -> None:
+    """Its middle lies in the crop; 42 or 60 hundredths of it do."""
+    car = (20.0, float(left), 40.0, left + 20.0)
+    beside = Boxes.of([(46.0, 44.0, 54.0, 54.0)], [2])
+    corner = ((0, 0), (32, 40))
+    crop = Boxes.of([car], [1]).within(corner, 0.25)
+    parts = [(corner, "crop", crop), (((20, left), (40, left + 20)), "box", Boxes.of([car], [1]))]
+    assert len(windows(frame(tmp_path), parts).pieces) == pieces
+    source = windows(frame(tmp_path), [*parts, (((46, 44), (54, 54)), "box", beside)], patch=(60, 80), batch=1)
+    for number in range(1, pieces + 1):
+        sample = source.plain(number)
+        assert sample.boxes.tolist() == [[left, 20, left + 20, 40], [44, 46, 54, 54]]
+        assert sample.classes.tolist() == [1, 2]
+
+
+def test_what_two_regions_hold_alike_is_one_object(tmp_path: Path) -> None:
+    car, van = Boxes.of([(10.0, 12.0, 20.0, 22.0)], [1]), Boxes.of([(30.0, 50.0, 40.0, 60.0)], [2])
+    both = Boxes.of(np.concatenate([van.corners, car.corners]), [2, 1])
+    parts = [
+        (((0, 0), (24, 30)), "crop", car),
+        (((5, 5), (24, 35)), "crop", car),
+        (((30, 50), (40, 60)), "box", both),
+        (((30, 52), (40, 62)), "box", van),
+    ]
+    source = windows(frame(tmp_path), parts, patch=(60, 80))
+    assert all(source.plain(n).classes.tolist() == [1, 2] for n in (2, 3))
+    assert [piece.own.tolist() for piece in source.pieces[2:]] == [[0, 1], [1]]
 
 
 def test_frames_are_scaled_by_their_longer_side(tmp_path: Path) -> None:

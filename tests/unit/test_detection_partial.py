@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from dal_dense.tasks.detection_partial import area_table, known_share, may_be_background, overlaps, points_known
 
 NONE = torch.zeros(0, 4)
+NOTHING = area_table(torch.zeros(40, 40, dtype=torch.bool))
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -28,13 +29,22 @@ def test_border_anchors_are_cut_before_they_are_judged() -> None:
     known = torch.zeros(40, 40, dtype=torch.bool)
     known[:, 10:] = True
     anchor = torch.tensor([[-30.0, 0, 10, 10], [-30, 0, 30, 10]])
-    assert may_be_background(anchor, area_table(known), NONE).tolist() == [False, True]
+    assert may_be_background(anchor, area_table(known), NONE, NOTHING).tolist() == [False, True]
 
 
 def test_boxes_on_a_rejected_prediction_may_be_background_anywhere() -> None:
-    nothing = area_table(torch.zeros(40, 40, dtype=torch.bool))
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 21], [20, 20, 30, 30]])
-    assert may_be_background(boxes, nothing, torch.tensor([[0.0, 0, 10, 10]])).tolist() == [True, False, False]
+    absent = torch.tensor([[0.0, 0, 10, 10]])
+    assert may_be_background(boxes, NOTHING, absent, NOTHING).tolist() == [True, False, False]
+
+
+def test_boxes_on_ignored_ground_by_half_are_never_background() -> None:
+    """A crowd on the left 9 of 20 columns of a rejected prediction, of which each of these boxes is half or more."""
+    crowd = torch.zeros(40, 40, dtype=torch.bool)
+    crowd[:20, :9] = True
+    boxes = torch.tensor([[0.0, 0, 10, 20], [0, 0, 18, 20], [0, 0, 19, 20], [10, 0, 20, 20]])
+    allowed = may_be_background(boxes, NOTHING, torch.tensor([[0.0, 0, 20, 20]]), area_table(crowd))
+    assert allowed.tolist() == [False, False, True, True]
 
 
 def test_points_lie_on_pixels() -> None:

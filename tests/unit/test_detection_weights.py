@@ -108,7 +108,7 @@ def test_levels_follow_the_anchors(name: str, norm: str) -> None:
 def test_quality_of_an_object_is_ppals() -> None:
     sample = Sample(
         torch.zeros(3, 20, 20), torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([2]), torch.zeros(0, 4),
-        area_table(torch.ones(20, 20, dtype=torch.bool)),
+        area_table(torch.ones(20, 20, dtype=torch.bool)), area_table(torch.zeros(20, 20, dtype=torch.bool)),
     )  # fmt: skip
     rows = Rows(
         torch.tensor([[0.1, 0.8, 0.1], [0.3, 0.2, 0.5]]), torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5]]),

@@ -1,5 +1,6 @@
 """Boxes come back as they went out; verdicts on predictions are understood; nothing in a returned json is trusted."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -258,6 +259,66 @@ def test_two_queries_that_one_object_overlaps_share_nothing(tmp_path: Path, pool
     labels, _ = labels_of(batch)
     assert labels["r00-000"].tolist() == [[50, 50, 70, 70, 0, ABSENT]]
     assert labels["r00-001"].tolist() == [[50, 61, 70, 81, 1, OBJECT]]
+
+
+LEFT, RIGHT = region("r00-000", "a", (50, 50), (90, 90), "box"), region("r00-001", "a", (50, 90), (90, 130), "box")
+CARS = {"r00-000": [50, 50, 90, 90, 1, OBJECT], "r00-001": [50, 90, 90, 130, 1, OBJECT]}
+
+
+def drawn_on_crops(batch: Path, drawn: dict[str, list[list[int]]], *reviewed: str) -> dict[str, list[list[float]]]:
+    """Labels if on the picture of each of these regions these boxes of the frame are left, as table rows."""
+    content = review(document(batch), *(reviewed or drawn))
+    content["annotations"] = []
+    sidecar = json.loads((batch / "query.json").read_text())["regions"]
+    corner = {e["region"]["id"]: (e["shown"] or [e["region"]["start"]])[0] for e in sidecar}
+    for name, rows in drawn.items():
+        for top, left, bottom, right, category, _ in rows:
+            place = [left - corner[name][1], top - corner[name][0], right - left, bottom - top]
+            draw(content, name, [float(n) for n in place], category)
+    give_back(batch, content)
+    return {name: label.tolist() for name, label in labels_of(batch)[0].items()}
+
+
+def test_a_neighbour_that_has_its_own_query_is_that_querys_alone(tmp_path: Path, pool: Pool) -> None:
+    """Both cars are drawn on both pictures; of what nobody asked, each picture keeps its own."""
+    batch = export(tmp_path, pool, LEFT, RIGHT, proposed={})
+    lorry = [100, 60, 110, 70, 2, OBJECT]
+    both = [CARS["r00-000"], CARS["r00-001"]]
+    labels = drawn_on_crops(batch, {"r00-000": [*both, lorry], "r00-001": both})
+    assert labels == {"r00-000": [CARS["r00-000"], lorry], "r00-001": [CARS["r00-001"]]}
+    alone = {"r00-000": [CARS["r00-000"]]}
+    assert drawn_on_crops(batch, {"r00-000": both}) == alone  # the other is still waited for
+
+
+def test_a_neighbour_is_kept_if_its_own_query_came_back_without_it(tmp_path: Path, pool: Pool) -> None:
+    batch = export(tmp_path, pool, LEFT, RIGHT, proposed={})
+    both = [CARS["r00-000"], CARS["r00-001"]]
+    labels = drawn_on_crops(batch, {"r00-000": both, "r00-001": []})
+    assert labels == {"r00-000": both, "r00-001": [[50, 90, 90, 130, 0, ABSENT]]}
+    near = export(tmp_path / "near", pool, LEFT, region("r00-001", "a", (50, 60), (90, 100), "box"), proposed={})
+    swapped = {"r00-000": [[50, 58, 90, 98, 1, OBJECT]], "r00-001": [[50, 52, 90, 92, 1, OBJECT]]}
+    assert drawn_on_crops(near, swapped) == swapped  # one car, on each picture nearer to the other's prediction
+
+
+def test_what_lies_in_a_crop_wholly_is_the_crops_once_that_holds_it(tmp_path: Path, pool: Pool) -> None:
+    """A car beside the prediction, and one on the prediction itself, which reaches beyond the crop."""
+    crop = region("r00-001", "a", (40, 95), (110, 135))
+    batch = export(tmp_path, pool, LEFT, crop, proposed={})
+    beside, on = [50, 100, 60, 110, 1, OBJECT], [55, 80, 85, 95, 1, OBJECT]
+    cut = [50, 90, 60, 110, 1, OBJECT]
+    part = [50, 95, 60, 110, 1, OBJECT]
+    mine = [CARS["r00-000"]]
+    labels = drawn_on_crops(batch, {"r00-000": [*mine, beside], "r00-001": [beside]})
+    assert labels == {"r00-000": mine, "r00-001": [beside]}
+    assert drawn_on_crops(batch, {"r00-000": [*mine, beside]}) == {"r00-000": mine}
+    assert drawn_on_crops(batch, {"r00-000": [*mine, beside], "r00-001": []})["r00-000"] == in_order([*mine, beside])
+    kept = drawn_on_crops(batch, {"r00-000": [*mine, cut], "r00-001": [part]})  # its border cuts it
+    assert kept["r00-000"] == in_order([*mine, cut])
+    wide = export(tmp_path / "wide", pool, LEFT, region("r00-001", "a", (40, 75), (110, 135)), proposed={})
+    absent = [50, 50, 90, 90, 0, ABSENT]
+    assert drawn_on_crops(wide, {"r00-000": [on]})["r00-000"] == [on]
+    assert drawn_on_crops(wide, {"r00-000": [on], "r00-001": [on]}) == {"r00-000": [absent], "r00-001": [on]}
+    assert drawn_on_crops(wide, {"r00-000": [on], "r00-001": []}) == {"r00-000": [on], "r00-001": []}
 
 
 def test_a_query_of_an_earlier_round_takes_no_box_from_a_later_one(tmp_path: Path, pool: Pool) -> None:

@@ -37,7 +37,8 @@ def scattered(n: int, seed: int, largest: float = 30.0) -> torch.Tensor:
 
 def target(boxes: torch.Tensor, known: bool = True, absent: torch.Tensor = NONE) -> dict[str, torch.Tensor]:
     ground = torch.full((120, 120), known)
-    return {"boxes": boxes, "labels": torch.ones(len(boxes)).long(), "absent": absent, "known": area_table(ground)}
+    tables = {"known": area_table(ground), "ignored": area_table(ground & False)}
+    return {"boxes": boxes, "labels": torch.ones(len(boxes)).long(), "absent": absent} | tables
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -69,6 +70,17 @@ def test_proposals_that_say_nothing_are_dropped() -> None:
     assert len(usable_proposals([proposals], [target(boxes)])[0]) == 3
 
 
+def test_ignored_ground_goes_before_a_rejected_prediction() -> None:
+    rejected = torch.tensor([[16.0, 16, 48, 48]])
+    goal = target(NONE, known=False, absent=rejected)
+    crowd = goal | {"ignored": area_table(torch.ones(120, 120, dtype=torch.bool))}
+    point = torch.tensor([[28.0, 28, 36, 36]])
+    for ground, anchor, used in ((goal, BACKGROUND, 1), (crowd, IGNORED, 0)):
+        assert match_anchors(rejected, ground, high=0.5, low=0.4).tolist() == [anchor]
+        assert match_points(point, ground, [1]).tolist() == [anchor]
+        assert len(usable_proposals([rejected], [ground])[0]) == used
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_on_known_ground_points_match_as_torchvisions(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = TorchvisionDetector(NetworkConfig(name="fcos"), DetectionConfig(backbone="tiny"), 2).module
@@ -93,7 +105,9 @@ def leak(network: str) -> dict[str, int]:
     known = torch.zeros(72, 96, dtype=torch.bool)
     known[:, :48] = True
     boxes = torch.tensor([[4.0, 5, 22, 20]])
-    sample = Sample(torch.rand(3, 72, 96) * 255, boxes, torch.tensor([1]), NONE, area_table(known))
+    sample = Sample(
+        torch.rand(3, 72, 96) * 255, boxes, torch.tensor([1]), NONE, area_table(known), area_table(known & False)
+    )
     detector = TorchvisionDetector(NetworkConfig(name=network, dropout=0.1), DetectionConfig(backbone="tiny"), 3)
     found = {}
     for head, (rows, grads) in probe(detector, [sample]).items():
@@ -115,7 +129,7 @@ def test_the_gradient_leaks_without_the_override(network: str, monkeypatch: pyte
 
 def test_border_anchors_leak_where_they_are_not_cut_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Judged whole, as if ground beyond the image were known, they would be taught as background."""
-    uncut = lambda boxes, known, absent: (known_share(boxes, known) >= KNOWN) | (boxes[:, 2] > 120)  # noqa: E731
+    uncut = lambda boxes, known, *more: (known_share(boxes, known) >= KNOWN) | (boxes[:, 2] > 120)  # noqa: E731
     assert leak("retinanet") == {"head": 0}
     monkeypatch.setattr(torchvision_partial, "may_be_background", uncut)
     assert leak("retinanet")["head"] > 0
