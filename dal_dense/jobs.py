@@ -78,7 +78,7 @@ def look(hooks: Hooks, offer: Callable[..., Offers], views: Sequence[View], stri
             return problem
         return found if ranks.size == 1 else concat([found]).to("cpu")  # concat: rows without what they were cut from
 
-    kept = [found for found in hooks.share("looking at the pool", seen, views) if ranks.first]
+    kept = list(hooks.share("looking at the pool", seen, views, only_first=True))
     if ranks.size == 1:
         return kept
     return [found if isinstance(found, DataError) else found.to(ranks.device) for found in kept]

@@ -12,6 +12,7 @@ first decides what comes next. One that dies breaks the connection, and `RankErr
 
 from __future__ import annotations
 
+import pickle
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -62,16 +63,22 @@ class Ranks:
         """True in all processes if any of them wishes so."""
         return self._meet(_STOP if wish else _GO) == _STOP
 
-    def gather(self, value: T) -> list[T]:
-        """Everyone's value, in order of rank."""
+    def gather(self, value: T, *, only_first: bool = False) -> list[T]:
+        """Everyone's value, in order of rank; with `only_first` an empty list in all processes but the first."""
+        if self.size == 1:
+            return [value]
+        packed = pickle.dumps(value)  # what cannot be sent fails before the meeting, and the others hear of it there
         self._meet(_GO)
-        return self._exchanged(value)
+        return [pickle.loads(each) for each in self._exchanged(packed, only_first)]
 
     def told(self, make: Callable[[], T]) -> T:
         """What the first process makes; the others make nothing and wait for it."""
-        made = make() if self.first else None
+        if self.size == 1:
+            return make()
+        packed = pickle.dumps(make()) if self.first else b""
         self._meet(_GO)
-        return self._broadcast(made)  # type: ignore[return-value]
+        told: T = pickle.loads(self._broadcast(packed))
+        return told
 
     def lead(self, job: Callable[..., T], own: Sequence[object], given: Sequence[object]) -> T:
         """Run a job in all processes; the first one's result.
@@ -101,11 +108,11 @@ class Ranks:
 
     def send(self, value: object) -> None:
         """From the first process to all others; None ends them."""
-        self._broadcast(value)
+        self._broadcast(pickle.dumps(value))
 
     def receive(self) -> Any:
         """What the first process sent."""
-        return self._broadcast(None)
+        return pickle.loads(self._broadcast(b""))
 
     @contextmanager
     def exchanging(self) -> Iterator[None]:
@@ -154,18 +161,22 @@ class Ranks:
                 raise _Told(next(failure for failure in failures if failure is not None))
         return int(largest)
 
-    def _exchanged(self, value: T) -> list[T]:
-        if self.size == 1:
-            return [value]
+    def _exchanged(self, value: T, only_first: bool = False) -> list[T]:
         everyone: list[Any] = [None] * self.size
         with self.exchanging():
-            dist.all_gather_object(everyone, value)
+            if not only_first:
+                dist.all_gather_object(everyone, value)
+            elif self.first:
+                dist.gather_object(value, everyone)
+            else:
+                dist.gather_object(value)
+                return []
         return everyone
 
-    def _broadcast(self, value: T) -> T:
+    def _broadcast(self, packed: bytes) -> bytes:
         if self.size == 1:
-            return value
-        held = [value]
+            return packed
+        held = [packed]
         with self.exchanging():
             dist.broadcast_object_list(held, src=0)
         return held[0]

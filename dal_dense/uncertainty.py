@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, cached_property
-from subprocess import SubprocessError
+from warnings import warn
 
 import torch
 from jaxtyping import Float, Float32, UInt8
@@ -93,7 +93,7 @@ def _two_largest(probs: Float[Tensor, "classes *grid"]) -> tuple[Float[Tensor, "
 
 
 def _flat(probs: Float[Tensor, "classes *grid"]) -> Float[Tensor, "classes voxels"]:
-    """A view where the voxels of a class lie one after the other, as those of a softmax output do."""
+    """A view where the strides allow it; the voxels of a class need not lie one after the other."""
     return probs.reshape(len(probs), -1)
 
 
@@ -133,11 +133,14 @@ def _kernel() -> Callable[[Tensor, Tensor, Tensor], None] | None:
     try:
         from dal_dense import uncertainty_triton
 
-        few = torch.zeros(2, 16, device="cuda")
-        uncertainty_triton.accumulate(few, few.clone(), few[0].clone())
-    except (ImportError, OSError, RuntimeError, SubprocessError):
-        return None
-    return uncertainty_triton.accumulate
+        hindrance = uncertainty_triton.hindrance()
+    except ImportError as problem:
+        hindrance = str(problem)
+    if hindrance is None:
+        return uncertainty_triton.accumulate
+    first = (hindrance.splitlines() or [""])[0]
+    warn(f"draws are summed by plain torch, which is slower: the Triton kernel does not run ({first})", stacklevel=4)
+    return None
 
 
 class DrawSums:

@@ -6,11 +6,14 @@ operations and the result is the same every time.
 
 from __future__ import annotations
 
+from subprocess import SubprocessError
+
 import torch
 import triton
 import triton.language as tl
 from jaxtyping import Float, Float32
 from torch import Tensor
+from triton.errors import TritonError
 
 BLOCK = 1024
 """Voxels a program; eight a thread, two wide loads."""
@@ -24,12 +27,31 @@ def accumulate(
     total: Float32[Tensor, "classes voxels"],
     entropies: Float32[Tensor, " voxels"],
 ) -> None:
-    """Add p to `total` and H(p) to `entropies`, both in place; the voxels of a class lie one after the other."""
+    """Add p to `total` and H(p) to `entropies`, both contiguous, in place."""
     classes, voxels = probs.shape
+    probs = probs if probs.stride(1) == 1 else probs.contiguous()  # a channels-last draw has its classes side by side
     with torch.cuda.device_of(probs):  # type: ignore[no-untyped-call]
         _accumulate[(triton.cdiv(voxels, BLOCK),)](
             probs, total, entropies, voxels, classes, probs.stride(0), total.stride(0), block=BLOCK
         )
+
+
+def hindrance() -> str | None:
+    """What keeps the kernel from running on this machine, found by running it once; None where it runs.
+
+    Raises:
+        RuntimeError: of anything else, such as memory that is short for the moment (`torch.OutOfMemoryError`).
+    """
+    few = torch.zeros(2, 16, device="cuda")
+    try:
+        accumulate(few, few.clone(), few[0].clone())
+    except (TritonError, OSError, SubprocessError) as problem:
+        return f"{type(problem).__name__}: {problem}"
+    except RuntimeError as problem:
+        if "C compiler" not in str(problem):
+            raise
+        return str(problem)
+    return None
 
 
 @triton.jit  # type: ignore[untyped-decorator]

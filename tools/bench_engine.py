@@ -3,9 +3,9 @@
 
     python tools/bench_engine.py [--peers] [--device cuda] [--only NAME ...] [--json docs/benchmarks/engine_cpu.json]
 
-Each way runs in a process of its own. Prints a table: seconds, CPU seconds, memory, and each divided by ours;
---json FILE also writes the figures, and the table beside it as FILE with the suffix .md. The other packages come
-with `pip install -e '.[peers]'`.
+Each way runs in a process of its own; with --device cuda those that cannot use a GPU run on the CPU beside it.
+Prints a table: seconds, CPU seconds, memory, and each divided by ours; --json FILE also writes the figures, and the
+table beside it as FILE with the suffix .md. The other packages come with `pip install -e '.[peers]'`.
 """
 
 from __future__ import annotations
@@ -40,23 +40,24 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--only {unknown[0]}: no such case; there are {', '.join(every)}")
     console = Console(stderr=True)
     rows: list[tuple[Case, list[Measured]]] = []
-    copied = bandwidth(given.device, given.threads)
+    copied, device = bandwidth(given.device, given.threads)
     for name in given.only or every:
         case, found = every[name], []
+        if given.device != "cpu" and not any(how.cuda for how in case.ways.values()):
+            continue
         for way, how in case.ways.items():
-            if (how.peer and not given.peers) or (given.device != "cpu" and not how.cuda):
+            if how.peer and not given.peers:
                 continue
             if how.missing:
                 found.append(Measured(name, way, error=f"{how.needs} is not installed"))
                 continue
             console.print(f"{name}: {way} ...", highlight=False)
             found.append(in_own_process(name, way, given.device, given.threads, given.limit))
-        if found:
-            rows.append((case, found))
+        rows.append((case, found))
     facts = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": f"`python tools/bench_engine.py {shlex.join(argv)}`",
-        "device": given.device if given.device == "cpu" else device_name(),
+        "device": device,
         **machine(),
         "threads": str(given.threads),
         "copy bandwidth": f"{copied / 1e9:.1f} GB/s (read and write, measured in this run)",
@@ -81,13 +82,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=900, help="seconds a way may take, its inputs included (900)")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="file for the figures")
     return parser.parse_args(argv)
-
-
-def device_name() -> str:
-    """The GPU's name."""
-    import torch
-
-    return torch.cuda.get_device_name()
 
 
 if __name__ == "__main__":

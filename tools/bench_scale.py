@@ -36,6 +36,8 @@ CARS, HOURS, FRAMES_A_SECOND = 100, 8.0, 1.0
 ROWS_A_FRAME = 36
 """Regions on offer in each frame of the fleet."""
 REPEATS = 3
+POOLS = (10**4, 10**5, 10**6, 10**7)
+"""Rows that are chosen from, as far as --rows allows."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,8 @@ def main(argv: list[str]) -> int:
     lines = [f"| image | one draw, {unit} | a draw more into the sums, {unit} | maps, {unit} | offers, {unit} | rows |"]
     lines += ["|---|--:|--:|--:|--:|--:|", *(c.line() for c in costs), ""]
     lines += [*bytes_a_row(), ""]
-    chosen, seconds = selection_costs(given.rows, given.device, unit)
-    lines += [*chosen, "", *disk_costs(min(given.rows, 10**6)), "", *fleet(costs[0], seconds, given.rows, given.device)]
+    chosen, rows, seconds = selection_costs(given.rows, given.device, unit)
+    lines += [*chosen, "", *disk_costs(min(given.rows, 10**6)), "", *fleet(costs[0], seconds, rows, given.device)]
     text = "\n".join(["# What scale costs", "", *(f"- {k}: {v}" for k, v in facts.items()), "", *lines, ""])
     Console().print(text, highlight=False, markup=False, soft_wrap=True)
     if given.out is not None:
@@ -103,13 +105,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def timed(do: Callable[[], object], device: str, repeats: int = REPEATS) -> float:
-    """The least of a few: CPU seconds of all threads, or seconds on a GPU. One call before warms up."""
+def timed(
+    do: Callable[[], object], device: str, repeats: int = REPEATS, before: Callable[[], object] = lambda: None
+) -> float:
+    """The least of a few: CPU seconds of all threads, or seconds on a GPU. One call warms up; `before` is not timed."""
     import torch
 
+    before()
     do()
     found = []
     for _ in range(repeats):
+        before()
         if device == "cuda":
             torch.cuda.synchronize()
         clock = time.perf_counter if device == "cuda" else time.process_time
@@ -170,8 +176,9 @@ def image_costs(image: Image, device: str) -> ImageCost:
     names = ("predictive_entropy", "mutual_information")
     draw = timed(lambda: torch.softmax(window_logits(network, pixels, windows), 0), device)
     add = timed(lambda: sums.add(probs), device)
-    maps = timed(lambda: (sums.mean(), sums.maps(names)), device)
-    prediction = DensePrediction(sums.mean(), dict(sums.maps(names)))
+    maps = timed(lambda: sums.finish(names), device, before=lambda: sums.add(probs))  # finish empties the sums
+    sums.add(probs)
+    prediction = DensePrediction(*sums.finish(names))
     none = Regions.of([], ndim)
 
     def offer() -> Offers:
@@ -257,12 +264,13 @@ def choose(offers: Offers, name: str, hours: float) -> int:
     return len(acquire(offers, budget, rule, Round(1, 5, 0), quota_classes=(1, 2, 3), checked=True))
 
 
-def selection_costs(most: int, device: str, unit: str) -> tuple[list[str], float]:
-    """By strategy, pool and budget; and the seconds of `per_second` from the largest pool."""
+def selection_costs(most: int, device: str, unit: str) -> tuple[list[str], int, float]:
+    """By strategy, pool and budget; and the rows of the largest pool with the seconds of `per_second` from it."""
     import torch
     from engine_bench.scale import driving_pool
 
     lines = [f"| strategy | rows | budget, h | regions | {unit} |", "|---|--:|--:|--:|--:|"]
+    sizes = sorted({min(rows, most) for rows in POOLS})
     last = 0.0
 
     def add(name: str, offers: Offers, hours: float) -> float:
@@ -271,18 +279,18 @@ def selection_costs(most: int, device: str, unit: str) -> tuple[list[str], float
         lines.append(f"| {name} | {len(offers):,} | {hours:g} | {found[-1]} | {seconds:.2f} |")
         return seconds
 
-    for rows in (n for n in (10**4, 10**5, 10**6, 10**7) if n <= most):
+    for rows in sizes:
         offers = driving_pool(rows, 0, classes=4).to(device)
         for name in ("random", "power", "per_second"):
-            last = add(name, offers, 4)
+            last = add(name, offers, 4.0)
         if rows == 10**6:
-            add("per_second", offers, 1)
-            add("per_second", offers, 16)
-    for rows in (10**4, 10**5):
+            add("per_second", offers, 1.0)
+            add("per_second", offers, 16.0)
+    for rows in sizes[:2]:
         offers = driving_pool(rows, 0, classes=4).to(device)
         features = torch.rand(rows, 32, generator=torch.Generator().manual_seed(0)).to(device)
-        add("hybrid", replace(offers, embedding=features), 4)
-    return lines, last
+        add("hybrid", replace(offers, embedding=features), 4.0)
+    return lines, sizes[-1], last
 
 
 # --- the fleet ------------------------------------------------------------------------------

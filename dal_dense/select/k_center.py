@@ -20,6 +20,8 @@ GROUP = {"cpu": 1 << 11, "gpu": 1 << 15}
 """Rows kept up to date: what a cache holds, and what keeps a GPU busy."""
 _UNIT = 2.0**-24
 """Relative rounding of float32."""
+_LARGEST = torch.finfo(torch.float32).max / 4
+"""Two rows of this squared length may be a squared distance of four times it apart."""
 
 
 class KCenter:
@@ -31,6 +33,9 @@ class KCenter:
         Args:
             rows: features, float32.
             centres: features of what is labelled; M may be 0, then the first pick is the row farthest from the mean.
+
+        Raises:
+            ValueError: if a feature is not finite, or squared distances of features exceed float32.
         """
         self._rows, self._begun = rows, len(centres) > 0
         self._middle = middle_of(rows)
@@ -38,6 +43,12 @@ class KCenter:
         # |computed - true| of a squared distance is at most this times |x|^2 + distance^2: a product and two norms
         # of E terms each, and |c| <= |x| + distance
         self._slack = (6 * rows.shape[1] + 32) * _UNIT
+        for norm in (self._norm, square(centres - self._middle)):
+            if len(norm) and not float(norm.max()) < _LARGEST:  # NaN is not
+                raise ValueError(
+                    "k-centre: squared distances of the features exceed float32, or a feature is not finite (largest "
+                    f"squared length {float(norm.max()):.3g}); scale the features down"
+                )
         self._start(centres if self._begun else self._middle[None])
 
     def next(self, allowed: Bool[Tensor, " N"]) -> tuple[int, float]:

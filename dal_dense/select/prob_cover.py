@@ -17,6 +17,8 @@ PURITY = 0.95
 """Share of balls that must hold rows of one cluster only, as published."""
 SAMPLE = 2000
 """Balls by which the radius is found."""
+BELOW = 0.999
+"""Of a distance: below it by more than float32's rounding."""
 
 
 class ProbCover:
@@ -68,7 +70,8 @@ def pure_radius(rows: Float[Tensor, "N E"], label: Int[Tensor, " N"], sample: In
     """The radius at which `PURITY` of the balls around sampled rows hold no row of another cluster.
 
     A ball is pure as long as its radius is below the distance to the nearest row of another cluster, so the radius is a
-    quantile of these distances; infinite if there is one cluster only.
+    quantile of these distances; infinite if there is one cluster only. If so many rows have a copy in another cluster
+    that no radius is pure enough, it lies below the smallest distance but 0: then only balls with copies are impure.
 
     Args:
         rows: features, float32.
@@ -79,13 +82,18 @@ def pure_radius(rows: Float[Tensor, "N E"], label: Int[Tensor, " N"], sample: In
     norm, found = square(x), []
     for part in sides(len(sample), rows.device):
         these = sample[part]
-        best = torch.full_like(norm[these], torch.inf)
+        best, which = torch.full_like(norm[these], torch.inf), these
         for other in sides(len(rows), rows.device):
             apart = norm[these, None] + torch.addmm(norm[other], x[these], x[other].T, alpha=-2)
             apart.masked_fill_(label[these, None] == label[other], torch.inf)
-            best = torch.minimum(best, apart.amin(1))
-        found.append(best.clamp_min(0).sqrt())
+            near, column = apart.min(1)
+            which = torch.where(near < best, other.start + column, which)
+            best = torch.minimum(best, near)
+        exact = square(x[these] - x[which]).sqrt()  # products do not see that two rows are copies
+        found.append(torch.where(best.isinf(), best, exact))
     enemies = torch.cat(found).sort().values
-    place = max(1, int((1 - PURITY) * len(enemies)))
-    # between two of them, so that no distance equals the radius
-    return float((enemies[place - 1] + enemies[min(place, len(enemies) - 1)]) / 2)
+    place = int((1 - PURITY) * len(enemies))
+    if place and float(enemies[place]) > 0:  # between two of them, so that no distance equals the radius
+        return float((enemies[place - 1] + enemies[place]) / 2)
+    apart = enemies[enemies > 0]
+    return BELOW * float(apart[0]) if len(apart) else 0.0

@@ -73,13 +73,16 @@ class Hooks:
     stopping: Callable[[], bool] = lambda: False
     ranks: Ranks = ALONE
 
-    def share(self, what: str, look: Callable[[T], Seen], items: Sequence[T]) -> Iterator[Seen]:
+    def share(
+        self, what: str, look: Callable[[T], Seen], items: Sequence[T], *, only_first: bool = False
+    ) -> Iterator[Seen]:
         """What `look` finds in each item, in order; each process looks at its share, and all get everything.
 
         Args:
             what: for progress.
             look: what it returns is sent to the other processes: plain values, or tensors on the CPU.
             items: the same in every process.
+            only_first: the first process gets everything, the others nothing.
 
         Raises:
             Stopped: the person asked to stop.
@@ -97,8 +100,9 @@ class Hooks:
                 mine.append(look(items[i]))
             if self.ranks.agreed(stop):
                 raise Stopped
-            everyone = self.ranks.gather(mine)
-            yield from (everyone[k % size][k // size] for k in range(end - begin))
+            everyone = self.ranks.gather(mine, only_first=only_first)
+            if everyone:
+                yield from (everyone[k % size][k // size] for k in range(end - begin))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,6 +64,20 @@ def counted(hooks: Hooks, many: int) -> list[tuple[int, int]]:
     return list(hooks.share("count", lambda item: (item, hooks.ranks.rank), range(many)))
 
 
+def kept(hooks: Hooks, many: int) -> list[list[int]]:
+    """What each process gets where only the first one gets anything."""
+    return hooks.ranks.gather(list(hooks.share("keep", lambda item: item, range(many), only_first=True)))
+
+
+def unsent(hooks: Hooks, rank: int, how: str) -> None:
+    """One process has what cannot be sent."""
+    value = threading.Lock() if hooks.ranks.rank == rank else 0
+    if how == "told":
+        hooks.ranks.told(lambda: value)
+    else:
+        hooks.ranks.gather(value, only_first=how == "first")
+
+
 def told(hooks: Hooks) -> tuple[int, bool, bool, list[int]]:
     ranks = hooks.ranks
     last = ranks.rank == ranks.size - 1
@@ -109,7 +124,7 @@ def broken(hooks: Hooks) -> None:
 def failure(ranks: Ranks, job: Callable[..., object], *given: object) -> str:
     try:
         ranks.lead(job, (Hooks(ranks=ranks),), given)
-    except (DataError, ArithmeticError, RuntimeError, Stopped) as problem:
+    except (DataError, ArithmeticError, RuntimeError, Stopped, TypeError) as problem:
         return f"{type(problem).__name__}: {problem}"
     return "nothing went wrong"
 
@@ -127,8 +142,14 @@ def main(argv: list[str]) -> int:
         last = ranks.size - 1
         found = {
             "failures": [failure(ranks, bad, who, how) for how in ("data", "bug", "loss", "stop") for who in (0, last)],
+            "unsent": [
+                failure(ranks, unsent, 0, "told"),
+                failure(ranks, counted, threading.Lock()),
+                *(failure(ranks, unsent, who, how) for how in ("all", "first") for who in (0, last)),
+            ],
             "trained": ranks.lead(trained, own, ()),
             "counted": ranks.lead(counted, own, (37,)),
+            "kept": ranks.lead(kept, own, (37,)),
             "told": ranks.lead(told, own, ()),
         }
     Path(argv[1]).write_text(json.dumps(found))

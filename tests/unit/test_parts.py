@@ -50,6 +50,19 @@ def test_all_look_and_the_order_stays(found: tuple[int, dict[str, Any]]) -> None
     assert counted(Hooks(), 37) == [(i, 0) for i in range(37)]
 
 
+def test_only_the_first_gets_what_only_the_first_needs(found: tuple[int, dict[str, Any]]) -> None:
+    size, seen = found
+    assert seen["kept"] == [[*range(37)], *[[]] * (size - 1)]
+
+
+def test_what_cannot_be_sent_fails_everywhere_and_nobody_waits(found: tuple[int, dict[str, Any]]) -> None:
+    size, seen = found
+    mine = "TypeError: cannot pickle '_thread.lock' object"
+    told, led, *gathered = seen["unsent"]
+    assert [told, led, *gathered[::2]] == [mine] * 4
+    assert all(text.startswith(f"RuntimeError: process {size - 1} failed") and mine in text for text in gathered[1::2])
+
+
 def test_meetings(found: tuple[int, dict[str, Any]]) -> None:
     size, seen = found
     assert seen["told"] == [10, True, False, [*range(size)]]

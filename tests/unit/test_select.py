@@ -55,6 +55,17 @@ def blobs(sizes_of: list[int], width: int = 4, spread: float = 0.1, seed: int = 
 # --- k-centre
 
 
+@pytest.mark.parametrize("scale", [1e20, math.inf, math.nan])
+@pytest.mark.parametrize("where", ["rows", "centres"])
+def test_features_whose_squares_overflow_are_refused(scale: float, where: str) -> None:
+    x = points((0, 50, 4, False))
+    large = torch.cat([x, x[:1] * scale])
+    with pytest.raises(ValueError, match=r"exceed float32.*scale the features down"):
+        pick(KCenter(large, x[:1]) if where == "rows" else KCenter(x, large[-1:]), free(x, 1), 3)
+    at_most = x / x.norm(dim=1).max() * 8e18
+    assert pick(KCenter(at_most, at_most[:1]), free(x, 1), 5).tolist() == farthest_first(at_most, 1, 5)
+
+
 def farthest_first(x: Tensor, labelled: int, count: int) -> list[int]:
     """By all differences, in float64; rows before `labelled` are centres."""
     x = x.double()
@@ -331,6 +342,31 @@ def test_pure_radius_is_the_largest_whose_balls_are_pure() -> None:
     pure = [float(((apart < r) <= (label[:, None] == label)).all(1).double().mean()) for r in (radius, radius + 1)]
     assert pure[0] >= 0.95 > pure[1]
     assert pure_radius(x, 0 * label, torch.arange(50)) == math.inf
+
+
+def purity(x: Tensor, label: Tensor, radius: float) -> float:
+    """Share of balls that hold one cluster only."""
+    return float(((torch.cdist(x, x) < radius) <= (label[:, None] == label)).all(1).double().mean())
+
+
+def test_of_few_balls_all_are_pure() -> None:
+    x = torch.tensor([0.0, 1, 2, 5, 9])[:, None]
+    label = torch.tensor([0, 0, 0, 1, 1])
+    radius = pure_radius(x, label, torch.arange(5))
+    assert 2.99 < radius < 3
+    assert purity(x, label, radius) == 1
+
+
+@pytest.mark.parametrize("many", [3, 40])
+def test_copies_in_two_clusters_do_not_make_the_radius_nothing(many: int) -> None:
+    place = torch.tensor([0.1234567, 98.7654321])  # whose products are not exact
+    x = torch.cat([place.repeat(2, 1), place + torch.rand(many, 2), place - 20 - torch.rand(many, 2)])
+    label = torch.tensor([0, 1, *[0] * many, *[1] * many])
+    near = torch.cdist(x.double(), x.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    near = near.masked_fill(label[:, None] == label, math.inf).amin(1)
+    radius = pure_radius(x, label, torch.arange(len(x)))
+    assert 0 < radius < float(near[near > 0].sort().values[max(0, len(x) // 20 - 2)]) + 1e-4
+    assert pure_radius(x[:2], label[:2], torch.arange(2)) == 0  # nothing but copies
 
 
 # --- all

@@ -263,6 +263,14 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         uncertainty.accumulate_plainly(probs, *plain)
         assert torch.equal(total, plain[0]), (dtype, voxels)
         worst = max(worst, float((entropies - plain[1]).abs().max()))
+apart = torch.softmax(torch.randn(4, 5, 6, 3, generator=generator), 3).movedim(3, 0)  # channels last
+flat = uncertainty._flat(apart)
+assert flat.stride(1) == 3
+total, entropies = torch.zeros(3, 120), torch.zeros(120)
+uncertainty_triton.accumulate(flat, total, entropies)
+assert torch.equal(total, flat)
+worst = max(worst, float((entropies - uncertainty.entropy_plainly(flat)).abs().max()))
+total, entropies = torch.zeros(3, voxels), torch.zeros(voxels)
 probs[1, 5] = float("nan")
 uncertainty_triton.accumulate(probs, total, entropies)
 assert entropies.isnan().nonzero().tolist() == [[5]] and total.isnan().nonzero().tolist() == [[1, 5]]
@@ -273,6 +281,43 @@ print(worst)
 def test_the_kernel_says_the_same_in_tritons_interpreter() -> None:
     pytest.importorskip("triton")
     assert float(in_a_process_of_its_own(KERNEL, TRITON_INTERPRET="1")) < 1e-6
+
+
+def run_once(monkeypatch: pytest.MonkeyPatch, problem: Exception | None) -> object:
+    """What `_kernel` comes to on a machine where the kernel's first run ends so."""
+    triton = pytest.importorskip("dal_dense.uncertainty_triton")
+    zeros = torch.zeros
+
+    def accumulate(*given: torch.Tensor) -> None:
+        if problem is not None:
+            raise problem
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "zeros", lambda *shape, device: zeros(*shape))
+        patch.setattr(triton, "accumulate", accumulate)
+        return uncertainty._kernel.__wrapped__()
+
+
+def test_where_the_kernel_cannot_run_plain_torch_is_used_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = pytest.importorskip("triton.runtime.errors")
+    for problem in (
+        RuntimeError("Failed to find C compiler. Please specify"),
+        errors.PTXASError("no ptxas"),
+        FileNotFoundError("libcuda"),
+        subprocess.CalledProcessError(1, "gcc"),
+    ):
+        with pytest.warns(UserWarning, match="summed by plain torch"):
+            assert run_once(monkeypatch, problem) is None
+    assert run_once(monkeypatch, None) is not None
+    monkeypatch.delattr("dal_dense.uncertainty_triton")
+    monkeypatch.setitem(sys.modules, "dal_dense.uncertainty_triton", None)
+    with pytest.warns(UserWarning, match="summed by plain torch"):
+        assert uncertainty._kernel.__wrapped__() is None
+
+
+def test_short_memory_does_not_switch_the_kernel_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        run_once(monkeypatch, torch.OutOfMemoryError("CUDA out of memory"))
 
 
 @pytest.mark.gpu

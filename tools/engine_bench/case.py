@@ -75,7 +75,8 @@ class Measured:
 
     Attributes:
         case, way: which.
-        wall, cpu: seconds of the best of up to `CALLS` calls; cpu over all threads.
+        device: where it ran; beside a GPU, ways that have no use for one run on the CPU.
+        wall, cpu: seconds of the best of up to `CALLS` calls, by `cpu` (over all threads), on a GPU by `wall`.
         memory: bytes by which the peak rose during the first call (host memory, or the GPU's on cuda).
         figures: the case's judgement of the result.
         moved: bytes that must be moved at least.
@@ -84,6 +85,7 @@ class Measured:
 
     case: str
     way: str
+    device: str = "cpu"
     wall: float = 0.0
     cpu: float = 0.0
     memory: float = 0.0
@@ -94,49 +96,48 @@ class Measured:
 
 def measure(case: Case, way: str, device: str) -> Measured:
     """Make the inputs, run one way, judge the result. Call it in a fresh process."""
+    how = case.ways[way]
+    device = device if how.cuda else "cpu"
     inputs = case.make(device)
-    on_gpu = device != "cpu" and case.ways[way].cuda
-    if on_gpu:
-        return _on_gpu(case, way, inputs)
-    floor = _reset_peak()
-    result, cpu, wall = _timed(case.ways[way].run, inputs)
-    memory = _peak() - floor
+    if device != "cpu":
+        how.run(inputs)  # kernels are compiled and libraries loaded
+    floor = _reset_peak(device)
+    result, cpu, wall = _timed(how.run, inputs, device)
+    memory = _peak(device) - floor
     figures = dict(case.judge(inputs, result))
     del result
     moved = case.moved(inputs) if case.moved else None
     taken = [(cpu, wall)]
     while len(taken) < CALLS and sum(w for _, w in taken) < SHORT:
-        taken.append(_timed(case.ways[way].run, inputs)[1:])
-    cpu, wall = min(taken)
-    return Measured(case.name, way, wall, cpu, memory, figures, moved)
+        taken.append(_timed(how.run, inputs, device)[1:])
+    cpu, wall = min(taken, key=lambda t: t if device == "cpu" else t[::-1])
+    return Measured(case.name, way, device, wall, cpu, memory, figures, moved)
 
 
-def _timed(run: Callable[[Inputs], object], inputs: Inputs) -> tuple[object, float, float]:
-    """The result, CPU seconds, seconds."""
+def _timed(run: Callable[[Inputs], object], inputs: Inputs, device: str) -> tuple[object, float, float]:
+    """The result, CPU seconds, seconds; until the GPU is done."""
+    wait_for(device)
     wall, cpu = time.perf_counter(), time.process_time()
     result = run(inputs)
+    wait_for(device)
     return result, time.process_time() - cpu, time.perf_counter() - wall
 
 
-def _on_gpu(case: Case, way: str, inputs: Inputs) -> Measured:
-    """Once to compile, once to measure."""
-    import torch
+def wait_for(device: str) -> None:
+    """Until a GPU has done what it was given."""
+    if device != "cpu":
+        import torch
 
-    case.ways[way].run(inputs)
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    floor = torch.cuda.memory_allocated()
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = case.ways[way].run(inputs)
-    torch.cuda.synchronize()
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    memory = torch.cuda.max_memory_allocated() - floor
-    moved = case.moved(inputs) if case.moved else None
-    return Measured(case.name, way, wall, cpu, memory, dict(case.judge(inputs, result)), moved)
+        torch.cuda.synchronize()
 
 
-def _reset_peak() -> float:
-    """Bytes resident now; the kernel's peak starts from here where it allows that (Linux)."""
+def _reset_peak(device: str) -> float:
+    """Bytes held now, on a GPU by tensors; the peak starts from here (on the CPU where Linux allows that)."""
+    if device != "cpu":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        return float(torch.cuda.memory_allocated())
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return _status("VmRSS")
@@ -144,7 +145,11 @@ def _reset_peak() -> float:
         return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
 
 
-def _peak() -> float:
+def _peak(device: str) -> float:
+    if device != "cpu":
+        import torch
+
+        return float(torch.cuda.max_memory_allocated())
     try:
         return _status("VmHWM")
     except OSError:

@@ -100,11 +100,11 @@ def every_row(offers: Offers) -> Selection:
             basket.take(row, rank[row])
         return basket
 
-    basket, plan = Basket(offers, BUDGET), filled(Basket(offers, BUDGET))
-    single = basket.best(worth)
-    if single is not None and float(worth[single]) > float(worth[plan.rows].sum()):
-        basket.take(single, worth[single])
-    basket = filled(basket)
+    alone, basket = Basket(offers, BUDGET), filled(Basket(offers, BUDGET))
+    single = alone.best(worth)
+    if single is not None and float(worth[single]) > float(worth[basket.rows].sum()):
+        alone.take(single, worth[single])
+        basket = filled(alone)
     return Selection(order[basket.rows], torch.tensor(basket.seconds), torch.tensor(basket.values))
 
 

@@ -43,7 +43,7 @@ def k_center_plain(x: Tensor) -> Tensor:
     norm = (x * x).sum(1)
     near = torch.full_like(norm, torch.inf)
     for part in x[:LABELLED].split(100):
-        near = torch.minimum(near, (norm[:, None] + (part * part).sum(1) - 2 * x @ part.T).amin(1))
+        near = torch.minimum(near, (norm[:, None] + (part * part).sum(1) - 2 * (x @ part.T)).amin(1))
     rows = []
     for _ in range(CENTRES):
         row = int(near[LABELLED:].argmax()) + LABELLED
