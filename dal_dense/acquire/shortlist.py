@@ -76,6 +76,14 @@ class Picks:
     def __len__(self) -> int:
         return len(self.seconds)
 
+    def begin_with(self, first: Picks) -> bool:
+        """Are these the first picks, in the same order, and perhaps more?"""
+        n = len(first)
+        if self.rows is None or first.rows is None:
+            return n == 0
+        same = torch.equal(self.rows.shard[:n], first.rows.shard) and torch.equal(self.rows.row[:n], first.rows.row)
+        return n <= len(self) and same
+
     def and_those_of(self, basket: Basket, rows: Rows) -> Picks:
         """With what a basket over `rows`, to which these picks are known, has bought."""
         new = rows[torch.tensor(basket.rows, dtype=torch.int64)]

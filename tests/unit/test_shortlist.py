@@ -180,6 +180,26 @@ def test_with_openings_overlaps_and_caps_it_lies_between_the_best_single_and_the
     assert total <= brute_force(offers, worth, replace(budget, seconds=budget.seconds + 1e-4)) + 1e-9
 
 
+def test_a_plan_as_long_as_the_one_before_is_another_plan() -> None:
+    """The plan by worth a second has bought one row when the shard is last asked; the best single comes instead."""
+    n = 8
+    offers = flat(n + 2, 0)
+    offers = replace(
+        offers,
+        image=torch.cat([torch.zeros(n, dtype=torch.int64), torch.tensor([1, 2])]),  # all of image 0 in one place
+        key=torch.arange(n + 2),
+        score=torch.tensor([10.0] * n + [6.0, 50.0]),
+        seconds=torch.tensor([1.0] * n + [10.0, 95.0]),
+        image_seconds=torch.zeros(n + 2),
+    )
+    for count in (4, 100):
+        with few_at_once(count, 100):
+            chosen = acquire(
+                offers, Budget(100.0), StrategyConfig(name="per_second"), Round(1, 2, 0), quota_classes=QUOTA
+            )
+        assert chosen.rows.tolist() == [n + 1, 0]
+
+
 def test_a_row_that_only_rounding_made_too_dear_is_taken_once_its_image_is_open() -> None:
     offers = flat(40, 0)
     little = 1.5 * 2.0**-24  # 1 + little is 1 + 2 * 2**-24 in float32
