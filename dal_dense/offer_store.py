@@ -142,6 +142,7 @@ class Gathered:
         """`folder`: where stores are made; whoever owns it removes it when the offers are used."""
         self._folder = folder
         self._parts: list[Offers] = []
+        self._held = 0
         self._store: OfferStore | None = None
 
     def add(self, offers: Offers) -> None:
@@ -152,7 +153,8 @@ class Gathered:
         """
         check(offers)
         self._parts.append(offers)
-        if sum(map(len, self._parts)) >= MANY:
+        self._held += len(offers)  # not counted anew each time: a pool comes in as many parts as it has images
+        if self._held >= MANY:
             self._write()
 
     @property
@@ -177,7 +179,7 @@ class Gathered:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._store = OfferStore(Path(tempfile.mkdtemp(dir=self._folder)))
         self._store.append(concat(self._parts))
-        self._parts = []
+        self._parts, self._held = [], 0
 
 
 def without_images(offers: Offers, gone: Tensor, folder: Path) -> Offers:
