@@ -1,5 +1,6 @@
 """Rules that look at few rows choose what the plain rule chooses, which looks at every row for every pick."""
 
+import importlib
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dal_dense import noise
 from dal_dense.acquire import STRATEGIES, Basket, Budget, Ranking, Round, Selection, acquire, acquire_shards
+from dal_dense.acquire.fill import purchases
+from dal_dense.acquire.values import summed_score
 from dal_dense.config import StrategyConfig
 from dal_dense.errors import BudgetError, ConfigError, PoolExhausted
 from dal_dense.offers import Offers, concat
@@ -19,6 +23,7 @@ from tests.conformance.test_strategies import Case, cases, clashes, random_offer
 
 RANKINGS = {name: rule for name, rule in STRATEGIES.items() if isinstance(rule, Ranking)}
 QUOTA = (1, 2)
+PPAL = importlib.import_module("dal_dense.acquire.ppal")  # the package holds the function by that name
 
 
 @contextmanager
@@ -219,6 +224,27 @@ def test_a_row_that_only_rounding_made_too_dear_is_taken_once_its_image_is_open(
                 offers, Budget(1 + little), StrategyConfig(name="greedy"), Round(1, 1, 0), quota_classes=QUOTA
             )
         assert chosen.rows.tolist() == [1, 0]
+
+
+@given(case=cases(), at_once=st.tuples(st.integers(1, 12), st.integers(1, 20)))
+@settings(max_examples=60, deadline=None)
+def test_purchases_and_candidates_are_those_of_the_plain_rule(case: Case, at_once: tuple[int, int]) -> None:
+    recipe, budget, when = case
+    offers = random_offers(*recipe)
+    offers = replace(offers, score=offers.score.round(decimals=1))[offers.key.argsort()]
+    plan, draw = Basket(offers, budget), noise.uniform(offers.key, when.seed, "purchases")
+    while (row := plan.best(draw)) is not None:
+        plan.take(row, draw[row])
+    value = summed_score(offers)
+    large = Basket(offers, budget).copy(
+        replace(budget, seconds=4 * budget.seconds, max_per_image=None, max_per_group=None)
+    )
+    among = Basket(offers, budget).affordable()
+    while (row := large.best(value, among)) is not None and len(large.rows) < 8:
+        large.take(row, value[row])
+    with few_at_once(*at_once), mock.patch.object(PPAL, "AT_MOST", 8):
+        assert purchases(Basket(offers, budget), when.seed) == max(1, len(plan.rows))
+        assert PPAL._candidates(Basket(offers, budget), value).tolist() == large.rows
 
 
 def test_what_needs_all_rows_says_so() -> None:
