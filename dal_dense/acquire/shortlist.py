@@ -29,7 +29,7 @@ LEAST = 64
 MOST = 1 << 18
 """Rows that all shards together hand over at most, unless none of those can be bought."""
 FEW = 1 / 64
-"""Share of the rows handed over: where fewer are bought, more are asked for, four times as many."""
+"""Share of the rows handed over: where fewer are bought, four times as many are asked for next."""
 _INSTANT = 1e-9
 """Seconds that stand for a price of zero."""
 
@@ -154,7 +154,8 @@ def fill(
         if floor is None or len(picks) == most:
             return picks
         # few where a cap or a gap has closed most of the best; none where only rounding might make them affordable
-        if not basket.rows or (len(basket.rows) < FEW * len(rows) and count * len(shards) < MOST):
+        at_once = count * len(shards)
+        if not basket.rows or (len(basket.rows) < FEW * at_once and at_once < MOST):
             count *= 4
 
 

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from dal_dense import noise
 from dal_dense.acquire import STRATEGIES, Basket, Budget, Ranking, Round, Selection, acquire, acquire_shards
 from dal_dense.acquire.fill import purchases
+from dal_dense.acquire.shards import LocalShard
 from dal_dense.acquire.values import summed_score
 from dal_dense.config import StrategyConfig
 from dal_dense.errors import BudgetError, ConfigError, PoolExhausted
@@ -203,6 +205,30 @@ def test_a_plan_as_long_as_the_one_before_is_another_plan() -> None:
                 offers, Budget(100.0), StrategyConfig(name="per_second"), Round(1, 2, 0), quota_classes=QUOTA
             )
         assert chosen.rows.tolist() == [n + 1, 0]
+
+
+def test_passes_are_few_where_a_cap_closes_the_best_rows() -> None:
+    """Drives of 200 rows of which the hardest rank above all others: of each the cap leaves one row."""
+    drives, asked = 20, 0
+    offers = flat(200 * drives, 0)
+    drive = torch.arange(len(offers)) // 200
+    offers = replace(offers, group=drive, score=drive + offers.score / 2)
+    budget, options, when = Budget(1e6, max_per_group=1), StrategyConfig(name="greedy"), Round(1, 1, 0)
+
+    def counted(shard: LocalShard, *args: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return call(shard, *args)
+
+    call = LocalShard.__call__
+    with few_at_once(128, 1000), mock.patch.object(LocalShard, "__call__", counted):
+        chosen = acquire(offers, budget, options, when, quota_classes=QUOTA)
+        assert len(chosen) == drives and asked < 6
+        with mock.patch("dal_dense.acquire.shortlist.MOST", 500):
+            asked = 0
+            assert torch.equal(acquire(offers, budget, options, when, quota_classes=QUOTA).rows, chosen.rows)
+            assert 6 <= asked < 12
+    assert torch.equal(acquire(offers, budget, options, when, quota_classes=QUOTA).rows, chosen.rows)
 
 
 def test_a_row_that_only_rounding_made_too_dear_is_taken_once_its_image_is_open() -> None:
