@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,9 @@ def test_every_column_comes_back(tmp_path: Path) -> None:
     for part in parts:
         store.append(part)
     assert same(store.read(), concat(parts))
-    assert same(OfferStore(tmp_path).read(), concat(parts))
+    fresh = OfferStore(tmp_path)
+    fresh.append(parts[1])
+    assert same(fresh.read(), parts[1])
 
 
 def test_columns_of_no_width_and_what_not_all_rows_have(tmp_path: Path) -> None:
@@ -59,19 +62,41 @@ def test_columns_of_no_width_and_what_not_all_rows_have(tmp_path: Path) -> None:
     assert store.read().parts is None and list(store.read().extra) == ["time"]
 
 
-def test_what_was_cut_off_is_not_read_and_the_next_goes_behind_the_last_whole_one(tmp_path: Path) -> None:
+def test_what_was_cut_off_is_not_read_and_the_next_goes_behind_the_last_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, two, three = images(3)
     store = OfferStore(tmp_path)
     store.append(one)
-    listing = (tmp_path / "offers.json").read_text()
-    store.append(two)
-    (tmp_path / "offers.json").write_text(listing)  # as if the end had come before the listing was replaced
+    write, written = _Column.write, 0
+
+    def until_the_disk_is_full(column: _Column, *args: Any) -> None:
+        nonlocal written
+        written += 1
+        if written > 3:
+            raise OSError("no space left")
+        write(column, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+        patch.setattr(_Column, "write", until_the_disk_is_full)
+        store.append(two)
     with next(tmp_path.glob("00.bin")).open("ab") as file:
         file.write(b"half a row")
-    again = OfferStore(tmp_path)
-    assert again.rows == len(one) and same(again.read(), one)
-    again.append(three)
-    assert same(OfferStore(tmp_path).read(), concat([one, three]))
+    assert store.rows == len(one) and same(store.read(), one)
+    store.append(three)
+    assert same(store.read(), concat([one, three]))
+
+
+def test_a_file_that_is_too_short_is_not_filled_with_zeros(tmp_path: Path) -> None:
+    (one,) = images(1)
+    store = OfferStore(tmp_path)
+    store.append(one)
+    file = tmp_path / "00.bin"
+    size = file.stat().st_size
+    os.truncate(file, size - 1)
+    with pytest.raises(DataError, match=f"00.bin should hold {size} bytes, {len(one)} rows .* and holds {size - 1}; "):
+        store.read()
+    assert file.stat().st_size == size - 1
 
 
 @pytest.mark.skipif(not hasattr(os, "sysconf"), reason="the system does not say how much memory there is")
