@@ -34,7 +34,9 @@ class Budget:
     def __post_init__(self) -> None:
         # rows that may not be taken cost infinite seconds, which must not be affordable
         if not math.isfinite(self.seconds):
-            raise ConfigError(f"a budget needs a finite number of seconds, and got {self.seconds}; say how many to spend")
+            raise ConfigError(
+                f"a budget needs a finite number of seconds, and got {self.seconds}; say how many to spend"
+            )
 
 
 @dataclass(frozen=True)
