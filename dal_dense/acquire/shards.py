@@ -36,6 +36,7 @@ class LocalShard:
     ) -> None:
         """`number`: of this shard; `known`: labelled rows of the other ones, as `Basket` wants them."""
         self.offers, self.worth, self.number, self.known = offers, worth, number, known
+        self._budget = budget
         self.basket = Basket(offers, budget, known)
         self._noted = Picks()
 
@@ -48,7 +49,8 @@ class LocalShard:
             per_second: rank by worth over price.
         """
         if not picks.begin_with(self._noted):
-            self.basket, self._noted = Basket(self.offers, self.basket.budget, self.known), Picks()
+            del self.basket  # before the next is made: two would take as much again
+            self.basket, self._noted = Basket(self.offers, self._budget, self.known), Picks()
         if picks.rows is not None:
             self.basket.note(picks.rows.offers[torch.arange(len(self._noted), len(picks))], picks.spent)
         self._noted = picks

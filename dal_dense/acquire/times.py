@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dal_dense.acquire.blocks import in_parts
@@ -45,7 +45,8 @@ class Times:
             counts = (high - low)[part]
             owner = torch.repeat_interleave(counts)
             other = torch.arange(len(owner)) + (low[part] - counts.cumsum(0) + counts)[owner]
-            close: Bool[Tensor, " P"] = (self._time[other] - time[part][owner]).abs() < gap
+            close = (self._time[other] - time[part][owner]).abs() < gap
             close &= self._images[other] != images[part][owner]
-            found.append(torch.unique(self._images[other[close]]))
-        return torch.unique(torch.cat(found))
+            found.append(self._images[other[close]])
+        near: Tensor = torch.unique(torch.cat(found))
+        return near
