@@ -24,8 +24,8 @@ class Blocks:
         together = bool((image[1:] >= image[:-1]).all())
         self._order = None if together else image.argsort(stable=True)
         images, counts = torch.unique_consecutive(image if together else image[self._order], return_counts=True)
-        self._on_device = counts
-        self.images, self._counts = images.cpu(), counts.cpu()
+        self._on_device = counts.clone()  # what torch returns keeps room for as many images as rows
+        self.images, self._counts = images.clone().cpu(), self._on_device.cpu()
         self._starts = self._counts.cumsum(0) - self._counts
 
     def counts_of(self, images: Int[Tensor, " K"]) -> Int[Tensor, " K"]:
