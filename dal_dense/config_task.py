@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Settings(BaseModel):
-    """Strict and frozen: unknown keys and wrong types are errors."""
+    """Strict and frozen: unknown keys, wrong types and numbers that are none or infinite are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class IntensityConfig(Settings):

@@ -1,14 +1,13 @@
 """Offers in files: for pools whose offers are larger than memory.
 
-A folder with one plain binary file a column, grown by appending, and a small JSON that names columns, types
-and widths. The JSON is replaced last, so rows that were cut off in writing are never read, and the next
-append goes on behind the last whole one. Read back, each column is a view of its file: only the pages of
-the columns that are looked at come into memory, and the system may drop them again.
+A folder with one plain binary file a column, grown by appending. What the columns are called and how many
+rows are whole is known only to the process that writes them: rows that a killed one cut off are never read, for
+its store is thrown away, and an append that failed is written over by the next. Read back, each column is a view
+of its file: only the pages of the columns that are looked at come into memory, and the system may drop them again.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from dataclasses import dataclass, fields
@@ -23,7 +22,6 @@ from dal_dense.regions import Regions
 
 MANY = 1 << 18
 """Rows that are held in memory before they are written; a pool of fewer rows is never written."""
-_LISTING = "offers.json"
 _REGIONS, _EXTRA, _PARTS = "regions.", "extra.", "parts."
 
 
@@ -36,10 +34,20 @@ class _Column:
     width: tuple[int, ...]
 
     def mapped(self, folder: Path, rows: int) -> Tensor:
-        """A view of the first rows; what is written to it goes to the file."""
+        """A view of the first rows; what is written to it goes to the file.
+
+        Raises:
+            DataError: if the file is shorter; a view would lengthen it with zeros.
+        """
         shape, dtype = (rows, *self.width), getattr(torch, self.dtype)
         if not math.prod(shape):
             return torch.empty(shape, dtype=dtype)
+        wanted, held = math.prod(shape) * dtype.itemsize, (folder / self.file).stat().st_size
+        if held < wanted:
+            raise DataError(
+                f"{folder / self.file} should hold {wanted} bytes, {rows} rows of offers, and holds {held}; was it cut "
+                "short, or is the disk full? Run again: the offers are made anew"
+            )
         # shared: the system grants a private view only of what would fit into memory
         return torch.from_file(str(folder / self.file), shared=True, size=math.prod(shape), dtype=dtype).view(shape)
 
@@ -54,19 +62,13 @@ class _Column:
 
 
 class OfferStore:
-    """Offers in a folder; one that is there already is continued."""
+    """Offers in a folder of their own; files of an earlier store there are written over."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.rows, self._objects = 0, 0
         self._columns: dict[str, _Column] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        listing = folder / _LISTING
-        if listing.exists():
-            known = json.loads(listing.read_text(encoding="utf-8"))
-            self.rows, self._objects = known["rows"], known["objects"]
-            for name, c in known["columns"].items():
-                self._columns[name] = _Column(c["file"], c["dtype"], tuple(c["width"]))
 
     def append(self, offers: Offers) -> None:
         """Write rows behind those that are there.
@@ -93,13 +95,12 @@ class OfferStore:
         self._columns = columns
         self.rows += len(offers)
         self._objects += 0 if offers.parts is None else len(offers.parts.row)
-        self._record()
 
     def read(self) -> Offers:
         """All rows, as views of the files.
 
         Raises:
-            DataError: if nothing was written.
+            DataError: if nothing was written, or a file has been cut short since.
         """
         if not self._columns:
             raise DataError(f"no offers are stored in {self.folder}; append some first")
@@ -115,13 +116,6 @@ class OfferStore:
 
     def _count(self, name: str) -> int:
         return self._objects if name.startswith(_PARTS) else self.rows
-
-    def _record(self) -> None:
-        columns = {n: {"file": c.file, "dtype": c.dtype, "width": c.width} for n, c in self._columns.items()}
-        content = {"rows": self.rows, "objects": self._objects, "columns": columns}
-        fresh = self.folder / (_LISTING + ".new")
-        fresh.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        fresh.replace(self.folder / _LISTING)
 
 
 def _columns(offers: Offers, before: int) -> dict[str, Tensor]:
@@ -142,6 +136,7 @@ class Gathered:
         """`folder`: where stores are made; whoever owns it removes it when the offers are used."""
         self._folder = folder
         self._parts: list[Offers] = []
+        self._held = 0
         self._store: OfferStore | None = None
 
     def add(self, offers: Offers) -> None:
@@ -152,7 +147,8 @@ class Gathered:
         """
         check(offers)
         self._parts.append(offers)
-        if sum(map(len, self._parts)) >= MANY:
+        self._held += len(offers)  # not counted anew each time: a pool comes in as many parts as it has images
+        if self._held >= MANY:
             self._write()
 
     @property
@@ -177,7 +173,7 @@ class Gathered:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._store = OfferStore(Path(tempfile.mkdtemp(dir=self._folder)))
         self._store.append(concat(self._parts))
-        self._parts = []
+        self._parts, self._held = [], 0
 
 
 def without_images(offers: Offers, gone: Tensor, folder: Path) -> Offers:

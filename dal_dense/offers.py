@@ -16,6 +16,8 @@ from torch import Tensor
 from dal_dense.errors import DataError
 from dal_dense.regions import Regions
 
+LARGEST = 1e17
+"""Absolute value that an embedding may hold: squared distances of 2048 such numbers are still finite in float32."""
 KINDS = ("crop", "slice", "image", "box")
 """Query kinds; `Offers.kind` holds the position in this tuple."""
 
@@ -131,21 +133,31 @@ def check(offers: Offers) -> None:
     """Look for numbers that no strategy can reckon with.
 
     Raises:
-        DataError: if a column holds NaN, infinite or negative numbers (an embedding may hold negative ones).
+        DataError: if a column holds NaN, infinite or negative numbers (an embedding may hold negative ones), or an
+            embedding numbers beyond `LARGEST`.
     """
     for name in ("score", "class_score", "shares", "objects", "seconds", "image_seconds", "embedding"):
-        column = getattr(offers, name)
-        if not column.numel():
-            continue
-        low, high = column.aminmax()  # NaN if any entry is; no column of truth values is made
-        if low.isfinite() and high.isfinite() and (low >= 0 or name == "embedding"):
-            continue
-        bad = ~column.isfinite() if name == "embedding" else ~(column.isfinite() & (column >= 0))
-        row = int(bad.reshape(len(offers), -1).any(1).nonzero()[0, 0])
-        raise DataError(
-            f"Offers.{name} must be finite{'' if name == 'embedding' else ' and >= 0'}; row {row} (image row "
-            f"{int(offers.image[row])}) holds {column[row].tolist()}; look at that image and the task's outputs"
-        )
+        _check(name, getattr(offers, name), offers)
+    if offers.parts is not None:
+        for name in ("weight", "embedding"):
+            _check(f"parts.{name}", getattr(offers.parts, name), offers, offers.parts.row)
+
+
+def _check(name: str, column: Tensor, offers: Offers, row_of: Int[Tensor, " M"] | None = None) -> None:
+    """`row_of`: rows of the offers that the column's entries belong to; None: its own."""
+    if not column.numel():
+        return
+    features = name.endswith("embedding")
+    least, most = (-LARGEST, LARGEST) if features else (0.0, torch.finfo(column.dtype).max)
+    low, high = column.aminmax()  # NaN if any entry is; no column of truth values is made
+    if low >= least and high <= most:
+        return
+    bad = int((~((column >= least) & (column <= most))).reshape(len(column), -1).any(1).nonzero()[0, 0])
+    row, which = (bad, "") if row_of is None else (int(row_of[bad]), f"object {bad} of ")
+    raise DataError(
+        f"Offers.{name} must be finite and {f'within {LARGEST:g} of 0' if features else '>= 0'}; {which}row {row} "
+        f"(image row {int(offers.image[row])}) holds {column[bad].tolist()}; look at that image and the task's outputs"
+    )
 
 
 def concat(parts: Sequence[Offers]) -> Offers:

@@ -76,7 +76,7 @@ def acquire(
     """Spend one round's budget.
 
     The same rows in any order give the same choice, in the same order: ties go to the smaller key. A
-    `Ranking` needs 16 bytes a row beyond the offers, of which it reads a few columns; other strategies need
+    `Ranking` needs 24 bytes a row beyond the offers, of which it reads a few columns; other strategies need
     O(N) memory beyond a copy of the offers that is sorted by key.
 
     Args:
@@ -164,7 +164,7 @@ def _check(offers: Offers, quota_classes: Sequence[int], checked: bool) -> None:
 
 def _check_budget(baskets: Sequence[Basket], when: Round) -> None:
     budget = baskets[0].budget
-    free = [int(b.price.isfinite().sum()) for b in baskets]
+    free = [int((b.price < torch.inf).sum()) for b in baskets]
     if not sum(free):
         raise PoolExhausted(
             f"nothing is left to ask: of {sum(len(b.price) for b in baskets)} regions on offer none is free of "

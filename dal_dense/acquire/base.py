@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dal_dense.errors import ConfigError
 from dal_dense.noise import derive_seed
 
 
@@ -19,12 +21,22 @@ class Budget:
         max_per_image: most regions chosen in one image this round; None: no cap.
         max_per_group: most regions chosen in one group (patient, drive) this round; None: no cap.
         min_gap: least time between two images of one group that are labelled or asked; None: none.
+
+    Raises:
+        ConfigError: if the seconds are infinite or no number.
     """
 
     seconds: float
     max_per_image: int | None = None
     max_per_group: int | None = None
     min_gap: float | None = None
+
+    def __post_init__(self) -> None:
+        # rows that may not be taken cost infinite seconds, which must not be affordable
+        if not math.isfinite(self.seconds):
+            raise ConfigError(
+                f"a budget needs a finite number of seconds, and got {self.seconds}; say how many to spend"
+            )
 
 
 @dataclass(frozen=True)

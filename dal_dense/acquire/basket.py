@@ -14,14 +14,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dal_dense.acquire.base import Budget
-from dal_dense.acquire.blocks import Blocks
+from dal_dense.acquire.blocks import Blocks, in_parts
+from dal_dense.acquire.times import Times
 from dal_dense.offers import KINDS, Offers
 
 SAME_OBJECT = 0.5
 """IoU from which two single boxes are taken to mean one object; share of a single box from which ground holds it."""
 _SINGLE = KINDS.index("box")
-_AT_ONCE = 4096
-"""Regions whose images' rows are looked at together."""
+_PAIRS = 1 << 18
+"""Pairs of a taken region and a row of its image that are looked at together."""
 
 
 class Basket:
@@ -51,16 +52,19 @@ class Basket:
         self.blocks = Blocks(offers.image)
         apart = budget.max_per_group is not None or budget.min_gap is not None
         self._group_of = self.blocks.of_images(offers.group) if apart else None
+        time = offers.extra.get("time") if budget.min_gap is not None else None
+        self._times: Times | None = None
+        if time is not None and self._group_of is not None:
+            self._times = Times(self.blocks.images, self._group_of, self.blocks.of_images(time))
         self._opening = self.blocks.largest(offers.image_seconds)
         # rounded to float32 first: these are the very numbers that the selection reports
         self.price = (self.blocks.spread(self._opening) + offers.seconds).double()
         labelled = offers.labelled.nonzero()[:, 0]
-        for some in torch.split(labelled, _AT_ONCE):
+        for some in self._parts(offers, labelled):
             self._forbid_overlaps(offers, some)
-        if budget.min_gap is not None:
-            self._forbid_near_times(offers, labelled)
-            if known is not None:
-                self._forbid_near_times(known, torch.arange(len(known)))
+        self._forbid_near_times(offers, labelled)
+        if known is not None:
+            self._forbid_near_times(known, torch.arange(len(known), device=known.device))
 
     def affordable(self) -> Bool[Tensor, " N"]:
         """Rows that may be taken now."""
@@ -101,7 +105,7 @@ class Basket:
             spent: seconds of all rows taken by now, here and elsewhere.
         """
         taken = taken.to(self.offers.device)
-        for some in torch.split(torch.arange(len(taken), device=self.offers.device), _AT_ONCE):
+        for some in self._parts(taken, torch.arange(len(taken), device=self.offers.device)):
             self._close(taken, some)
         self.spent = spent
 
@@ -120,8 +124,7 @@ class Basket:
         block = self._forbid_overlaps(taken, rows)
         price = self.price[block]  # the opening is paid: of the second region of an image this changes nothing
         self.price[block] = torch.where(price.isinf(), price, self.offers.seconds[block].double())
-        if self.budget.min_gap is not None:
-            self._forbid_near_times(taken, rows)
+        self._forbid_near_times(taken, rows)
         full = _count(self._per_image, images, self.budget.max_per_image)
         if full:
             self.price[self.blocks.rows_of(full)[0]] = torch.inf
@@ -129,6 +132,10 @@ class Basket:
         if full and self._group_of is not None:
             inside = torch.isin(self._group_of, torch.tensor(full))
             self.price[self.blocks.rows_of(self.blocks.images[inside])[0]] = torch.inf
+
+    def _parts(self, taken: Offers, rows: Int[Tensor, " K"]) -> tuple[Tensor, ...]:
+        """These rows of `taken` in parts, of which each has not too many rows here in its images."""
+        return torch.split(rows, in_parts(self.blocks.counts_of(taken.image[rows]), _PAIRS))
 
     def _forbid_overlaps(self, taken: Offers, rows: Int[Tensor, " K"]) -> Int[Tensor, " R"]:
         """No row that shares a voxel with one of these rows of `taken`, itself included, may be taken any more.
@@ -155,17 +162,9 @@ class Basket:
 
     def _forbid_near_times(self, taken: Offers, rows: Int[Tensor, " K"]) -> None:
         """No other image of the group that was taken less than `min_gap` before or after."""
-        gap, time = self.budget.min_gap, self.offers.extra.get("time")
-        group_of = self._group_of
-        if gap is None or time is None or group_of is None or not len(rows):
-            return
-        time_of = self.blocks.of_images(time)
-        near = torch.zeros_like(group_of, dtype=torch.bool)
-        columns = (taken.image[rows].tolist(), taken.group[rows].tolist(), taken.extra["time"][rows].tolist())
-        for image, group, when in dict.fromkeys(zip(*columns, strict=True)):
-            # NaN, a time that nobody knows, is near to nothing
-            near |= (group_of == group) & (self.blocks.images != image) & ((time_of - when).abs() < gap)
-        self.price[self.blocks.rows_of(self.blocks.images[near])[0]] = torch.inf
+        if self._times is not None and self.budget.min_gap is not None:
+            columns = (taken.image[rows].cpu(), taken.group[rows].cpu(), taken.extra["time"][rows].cpu())
+            self.price[self.blocks.rows_of(self._times.near(*columns, self.budget.min_gap))[0]] = torch.inf
 
 
 def _count(counts: dict[int, int], found: list[int], cap: int | None) -> list[int]:

@@ -24,9 +24,13 @@ class Blocks:
         together = bool((image[1:] >= image[:-1]).all())
         self._order = None if together else image.argsort(stable=True)
         images, counts = torch.unique_consecutive(image if together else image[self._order], return_counts=True)
-        self._on_device = counts
-        self.images, self._counts = images.cpu(), counts.cpu()
+        self._on_device = counts.clone()  # what torch returns keeps room for as many images as rows
+        self.images, self._counts = images.clone().cpu(), self._on_device.cpu()
         self._starts = self._counts.cumsum(0) - self._counts
+
+    def counts_of(self, images: Int[Tensor, " K"]) -> Int[Tensor, " K"]:
+        """How many rows these images have, on the CPU."""
+        return self._found(images.cpu())[1]
 
     def rows_of(self, images: Int[Tensor, " K"] | Sequence[int]) -> tuple[Int[Tensor, " R"], Int[Tensor, " R"]]:
         """Rows of these images, one image after the other, and whose they are (position among `images`).
@@ -36,12 +40,18 @@ class Blocks:
         wanted = torch.as_tensor(images, dtype=torch.int64).cpu()
         if not len(self.images):
             return (torch.zeros(0, dtype=torch.int64, device=self._device),) * 2
-        place = torch.searchsorted(self.images, wanted).clamp_max(len(self.images) - 1)
-        counts = torch.where(self.images[place] == wanted, self._counts[place], 0)
+        place, counts = self._found(wanted)
         owner = torch.repeat_interleave(counts)
         before = counts.cumsum(0) - counts
         rows = (torch.arange(len(owner)) + (self._starts[place] - before)[owner]).to(self._device)
         return rows if self._order is None else self._order[rows], owner.to(self._device)
+
+    def _found(self, wanted: Int[Tensor, " K"]) -> tuple[Int[Tensor, " K"], Int[Tensor, " K"]]:
+        """Positions among `images`, and how many rows: 0 where an image has none here."""
+        if not len(self.images):
+            return (torch.zeros_like(wanted),) * 2
+        place = torch.searchsorted(self.images, wanted).clamp_max(len(self.images) - 1)
+        return place, torch.where(self.images[place] == wanted, self._counts[place], 0)
 
     def places(self, images: Int[Tensor, " K"]) -> Int[Tensor, " K"]:
         """Positions of these images, which all have rows, among `images`."""
@@ -67,3 +77,10 @@ class Blocks:
         spread = torch.empty_like(rows)
         spread[self._order] = rows
         return spread
+
+
+def in_parts(counts: Int[Tensor, " K"], most: int) -> list[int]:
+    """Lengths of parts, in order; those of each part but its last add up to less than `most`."""
+    part = (counts.cumsum(0) - counts) // most
+    lengths: list[int] = torch.unique_consecutive(part, return_counts=True)[1].tolist()
+    return lengths

@@ -6,7 +6,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dal_dense import noise
+from dal_dense.acquire import shortlist
 from dal_dense.acquire.basket import Basket
+from dal_dense.acquire.shards import LocalShard
 from dal_dense.config import StrategyName
 from dal_dense.errors import ConfigError
 from dal_dense.offers import Offers
@@ -37,8 +39,5 @@ def embedding_of(offers: Offers, name: StrategyName) -> Float[Tensor, "N E"]:
 
 def purchases(basket: Basket, seed: int) -> int:
     """About how many rows the money buys: as many as of a random order. At least 1."""
-    plan = basket.copy()
     draw = noise.uniform(basket.offers.key, seed, "purchases")
-    while (row := plan.best(draw)) is not None:
-        plan.take(row, draw[row])
-    return max(1, len(plan.rows) - len(basket.rows))
+    return max(1, len(shortlist.fill([LocalShard(basket.offers, basket.budget, draw)], basket.budget)))

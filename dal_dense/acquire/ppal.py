@@ -17,6 +17,8 @@ from torch import Tensor
 from dal_dense.acquire.base import Round
 from dal_dense.acquire.basket import Basket
 from dal_dense.acquire.matching import matching_distance
+from dal_dense.acquire.shards import LocalShard
+from dal_dense.acquire.shortlist import fill
 from dal_dense.acquire.values import summed_score
 from dal_dense.config import StrategyConfig
 from dal_dense.errors import ConfigError
@@ -58,12 +60,11 @@ def ppal(offers: Offers, basket: Basket, options: StrategyConfig, when: Round, q
 
 def _candidates(basket: Basket, value: Float[Tensor, " N"]) -> Int[Tensor, " K"]:
     """The best rows that may be asked together for `POOL` budgets, best first; caps left aside."""
-    among = basket.affordable()
     budget = replace(basket.budget, seconds=POOL * basket.budget.seconds, max_per_image=None, max_per_group=None)
-    large = basket.copy(budget)
-    while len(large.rows) < AT_MOST and (row := large.best(value, among)) is not None:
-        large.take(row, value[row])
-    return torch.tensor(large.rows, dtype=torch.int64, device=value.device)
+    pool = LocalShard(basket.offers, budget, value.double())
+    pool.basket.price[~basket.affordable()] = torch.inf  # what one budget does not buy, a larger one is not asked for
+    picks = fill([pool], budget, most=AT_MOST)
+    return torch.zeros(0, dtype=torch.int64) if picks.rows is None else picks.rows.row.to(value.device)
 
 
 def _spread(

@@ -36,22 +36,24 @@ class LocalShard:
     ) -> None:
         """`number`: of this shard; `known`: labelled rows of the other ones, as `Basket` wants them."""
         self.offers, self.worth, self.number, self.known = offers, worth, number, known
+        self._budget = budget
         self.basket = Basket(offers, budget, known)
-        self._noted = 0
+        self._noted = Picks()
 
     def __call__(self, picks: Picks, count: int, per_second: bool) -> Candidates:
         """Its `count` best rows that may be affordable after these picks.
 
         Args:
-            picks: of all shards. A call with fewer picks than the last begins another plan.
+            picks: of all shards. Where they do not go on from those of the last call, another plan begins.
             count: at most so many, mates apart.
             per_second: rank by worth over price.
         """
-        if len(picks) < self._noted:
-            self.basket, self._noted = Basket(self.offers, self.basket.budget, self.known), 0
+        if not picks.begin_with(self._noted):
+            del self.basket  # before the next is made: two would take as much again
+            self.basket, self._noted = Basket(self.offers, self._budget, self.known), Picks()
         if picks.rows is not None:
-            self.basket.note(picks.rows.offers[torch.arange(self._noted, len(picks))], picks.spent)
-        self._noted = len(picks)
+            self.basket.note(picks.rows.offers[torch.arange(len(self._noted), len(picks))], picks.spent)
+        self._noted = picks
         rows, floor = self._best(count, per_second)
         if floor is not None and per_second:
             rows = self._with_mates(rows, floor[0])

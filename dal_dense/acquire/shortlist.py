@@ -10,6 +10,7 @@ lazy evaluation of greedy rules (Minoux 1978) with bounds from ranks instead of 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,10 @@ COUNT = 4096
 """Rows that all shards together hand over at a time, those of the same images apart."""
 LEAST = 64
 """Rows that one shard hands over at least."""
+MOST = 1 << 18
+"""Rows that all shards together hand over at most, unless none of those can be bought."""
+FEW = 1 / 64
+"""Share of the rows handed over: where fewer are bought, four times as many are asked for next."""
 _INSTANT = 1e-9
 """Seconds that stand for a price of zero."""
 
@@ -76,6 +81,14 @@ class Picks:
     def __len__(self) -> int:
         return len(self.seconds)
 
+    def begin_with(self, first: Picks) -> bool:
+        """Are these the first picks, in the same order, and perhaps more?"""
+        n = len(first)
+        if self.rows is None or first.rows is None:
+            return n == 0
+        same = torch.equal(self.rows.shard[:n], first.rows.shard) and torch.equal(self.rows.row[:n], first.rows.row)
+        return n <= len(self) and same
+
     def and_those_of(self, basket: Basket, rows: Rows) -> Picks:
         """With what a basket over `rows`, to which these picks are known, has bought."""
         new = rows[torch.tensor(basket.rows, dtype=torch.int64)]
@@ -107,7 +120,14 @@ All rows of an image lie in one shard; `image`, `group` and `key` mean the same 
 """
 
 
-def fill(shards: Sequence[Shard], budget: Budget, picks: Picks | None = None, *, per_second: bool = False) -> Picks:
+def fill(
+    shards: Sequence[Shard],
+    budget: Budget,
+    picks: Picks | None = None,
+    *,
+    per_second: bool = False,
+    most: int = sys.maxsize,
+) -> Picks:
     """Take the row of the highest rank that is affordable, again and again; of equals the smaller key.
 
     Args:
@@ -115,6 +135,7 @@ def fill(shards: Sequence[Shard], budget: Budget, picks: Picks | None = None, *,
         budget: seconds and caps.
         picks: what is taken already.
         per_second: rank by worth over the price at the time, not by worth alone.
+        most: stop when so many are taken.
     """
     picks = picks or Picks()
     count = max(LEAST, COUNT // len(shards))
@@ -123,16 +144,18 @@ def fill(shards: Sequence[Shard], budget: Budget, picks: Picks | None = None, *,
         basket = Basket(rows.offers, budget)
         if picks.rows is not None:
             basket.note(picks.rows.offers, picks.spent)
-        while True:
+        while len(picks) + len(basket.rows) < most:
             rank = rank_of(rows.worth, basket.price, per_second)
             row = basket.best(rank)
             if row is None or (floor and (-float(rank[row]), int(rows.offers.key[row])) > (-floor[0], floor[1])):
                 break
             basket.take(row, rank[row])
         picks = picks.and_those_of(basket, rows)
-        if floor is None:
+        if floor is None or len(picks) == most:
             return picks
-        if not basket.rows:  # only rows that rounding might still make affordable: look further
+        # few where a cap or a gap has closed most of the best; none where only rounding might make them affordable
+        at_once = count * len(shards)
+        if not basket.rows or (len(basket.rows) < FEW * at_once and at_once < MOST):
             count *= 4
 
 

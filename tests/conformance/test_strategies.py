@@ -263,6 +263,27 @@ def test_numbers_that_are_none(name: str, column: str, value: float) -> None:
         choose(name, offers, Budget(50.0), Round(1, 2, 0))
 
 
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("weight", float("nan")), ("weight", -1.0), ("embedding", float("inf")), ("embedding", -1e20)],
+)
+def test_objects_whose_numbers_are_none(name: str, column: str, value: float) -> None:
+    offers = random_offers(2, 2, 5)
+    assert offers.parts is not None
+    getattr(offers.parts, column)[3] = value
+    row = int(offers.parts.row[3])
+    with pytest.raises(DataError, match=rf"Offers.parts.{column} must be finite and .*; object 3 of row {row} \(image"):
+        choose(name, offers, Budget(50.0), Round(1, 2, 0))
+
+
+def test_features_too_large_to_be_squared_are_refused_and_the_largest_work(name: str) -> None:
+    offers = random_offers(2, 4, 8)
+    wide = torch.randn(len(offers), 2048, generator=torch.Generator().manual_seed(0)).sign() * 1e17
+    assert len(choose(name, replace(offers, embedding=wide), Budget(50.0), Round(1, 2, 0)))
+    with pytest.raises(DataError, match=r"Offers.embedding must be finite and within 1e\+17 of 0; row 0"):
+        choose(name, replace(offers, embedding=wide * 1e3), Budget(50.0), Round(1, 2, 0))
+
+
 def test_without_embedding_it_works_or_says_so(name: str) -> None:
     offers = random_offers(4, 4, 8)
     offers = replace(offers, embedding=offers.embedding[:, :0])

@@ -112,6 +112,13 @@ def test_caps_count_chosen_rows_only() -> None:
         assert acquire(offers, budget, config, FIRST, quota_classes=()).rows.tolist() == rows
 
 
+@pytest.mark.parametrize("seconds", [math.inf, math.nan])
+def test_a_budget_is_a_number(seconds: float) -> None:
+    """An infinite one would buy what may not be bought, for ever."""
+    with pytest.raises(ConfigError, match="needs a finite number of seconds, and got"):
+        Budget(seconds)
+
+
 def test_basket_refuses_what_is_not_affordable() -> None:
     basket = Basket(table(2, seconds=[1, 5]), Budget(3.0))
     basket.take(0, 1.0)

@@ -1,5 +1,6 @@
 """Settings that do not fit the task are refused before anything is opened, and say what to write instead."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,15 @@ def made(base: dict[str, Any], **change: Any) -> Config:
 def test_detection_as_it_should_be(kind: str, name: str) -> None:
     config = made(DETECTION, query={"kind": kind}, task={"name": name}, strategy={"name": "ppal"})
     assert config.query.kind == kind and config.task.name == name
+
+
+@pytest.mark.parametrize("number", [math.inf, math.nan])
+@pytest.mark.parametrize(
+    "where", [("budget", "seconds_per_round"), ("query", "min_gap"), ("strategy", "beta"), ("task", "window_overlap")]
+)
+def test_numbers_are_finite(where: tuple[str, str], number: float) -> None:
+    with pytest.raises(ValidationError, match="finite number"):
+        made(SEGMENTATION, **{where[0]: {where[1]: number}})
 
 
 def test_segmentation_as_it_should_be() -> None:

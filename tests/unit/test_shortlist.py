@@ -1,9 +1,11 @@
 """Rules that look at few rows choose what the plain rule chooses, which looks at every row for every pick."""
 
+import importlib
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -11,7 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dal_dense import noise
 from dal_dense.acquire import STRATEGIES, Basket, Budget, Ranking, Round, Selection, acquire, acquire_shards
+from dal_dense.acquire.fill import purchases
+from dal_dense.acquire.shards import LocalShard
+from dal_dense.acquire.values import summed_score
 from dal_dense.config import StrategyConfig
 from dal_dense.errors import BudgetError, ConfigError, PoolExhausted
 from dal_dense.offers import Offers, concat
@@ -19,6 +25,7 @@ from tests.conformance.test_strategies import Case, cases, clashes, random_offer
 
 RANKINGS = {name: rule for name, rule in STRATEGIES.items() if isinstance(rule, Ranking)}
 QUOTA = (1, 2)
+PPAL = importlib.import_module("dal_dense.acquire.ppal")  # the package holds the function by that name
 
 
 @contextmanager
@@ -180,6 +187,50 @@ def test_with_openings_overlaps_and_caps_it_lies_between_the_best_single_and_the
     assert total <= brute_force(offers, worth, replace(budget, seconds=budget.seconds + 1e-4)) + 1e-9
 
 
+def test_a_plan_as_long_as_the_one_before_is_another_plan() -> None:
+    """The plan by worth a second has bought one row when the shard is last asked; the best single comes instead."""
+    n = 8
+    offers = flat(n + 2, 0)
+    offers = replace(
+        offers,
+        image=torch.cat([torch.zeros(n, dtype=torch.int64), torch.tensor([1, 2])]),  # all of image 0 in one place
+        key=torch.arange(n + 2),
+        score=torch.tensor([10.0] * n + [6.0, 50.0]),
+        seconds=torch.tensor([1.0] * n + [10.0, 95.0]),
+        image_seconds=torch.zeros(n + 2),
+    )
+    for count in (4, 100):
+        with few_at_once(count, 100):
+            chosen = acquire(
+                offers, Budget(100.0), StrategyConfig(name="per_second"), Round(1, 2, 0), quota_classes=QUOTA
+            )
+        assert chosen.rows.tolist() == [n + 1, 0]
+
+
+def test_passes_are_few_where_a_cap_closes_the_best_rows() -> None:
+    """Drives of 200 rows of which the hardest rank above all others: of each the cap leaves one row."""
+    drives, asked = 20, 0
+    offers = flat(200 * drives, 0)
+    drive = torch.arange(len(offers)) // 200
+    offers = replace(offers, group=drive, score=drive + offers.score / 2)
+    budget, options, when = Budget(1e6, max_per_group=1), StrategyConfig(name="greedy"), Round(1, 1, 0)
+
+    def counted(shard: LocalShard, *args: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return call(shard, *args)
+
+    call = LocalShard.__call__
+    with few_at_once(128, 1000), mock.patch.object(LocalShard, "__call__", counted):
+        chosen = acquire(offers, budget, options, when, quota_classes=QUOTA)
+        assert len(chosen) == drives and asked < 6
+        with mock.patch("dal_dense.acquire.shortlist.MOST", 500):
+            asked = 0
+            assert torch.equal(acquire(offers, budget, options, when, quota_classes=QUOTA).rows, chosen.rows)
+            assert 6 <= asked < 12
+    assert torch.equal(acquire(offers, budget, options, when, quota_classes=QUOTA).rows, chosen.rows)
+
+
 def test_a_row_that_only_rounding_made_too_dear_is_taken_once_its_image_is_open() -> None:
     offers = flat(40, 0)
     little = 1.5 * 2.0**-24  # 1 + little is 1 + 2 * 2**-24 in float32
@@ -199,6 +250,27 @@ def test_a_row_that_only_rounding_made_too_dear_is_taken_once_its_image_is_open(
                 offers, Budget(1 + little), StrategyConfig(name="greedy"), Round(1, 1, 0), quota_classes=QUOTA
             )
         assert chosen.rows.tolist() == [1, 0]
+
+
+@given(case=cases(), at_once=st.tuples(st.integers(1, 12), st.integers(1, 20)))
+@settings(max_examples=60, deadline=None)
+def test_purchases_and_candidates_are_those_of_the_plain_rule(case: Case, at_once: tuple[int, int]) -> None:
+    recipe, budget, when = case
+    offers = random_offers(*recipe)
+    offers = replace(offers, score=offers.score.round(decimals=1))[offers.key.argsort()]
+    plan, draw = Basket(offers, budget), noise.uniform(offers.key, when.seed, "purchases")
+    while (row := plan.best(draw)) is not None:
+        plan.take(row, draw[row])
+    value = summed_score(offers)
+    large = Basket(offers, budget).copy(
+        replace(budget, seconds=4 * budget.seconds, max_per_image=None, max_per_group=None)
+    )
+    among = Basket(offers, budget).affordable()
+    while (row := large.best(value, among)) is not None and len(large.rows) < 8:
+        large.take(row, value[row])
+    with few_at_once(*at_once), mock.patch.object(PPAL, "AT_MOST", 8):
+        assert purchases(Basket(offers, budget), when.seed) == max(1, len(plan.rows))
+        assert PPAL._candidates(Basket(offers, budget), value).tolist() == large.rows
 
 
 def test_what_needs_all_rows_says_so() -> None:
