@@ -16,6 +16,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
+def with_offsets(
+    logits: Float[Tensor, "1 anchors h w"], offsets: Float[Tensor, "1 4*anchors h w"]
+) -> Float[Tensor, "anchors h w"]:
+    """Objectness of an RPN, NaN wherever an anchor's offsets are no numbers.
+
+    Frameworks drop such proposals without a word: a broken network would count as one that finds nothing.
+    """
+    return (logits + 0 * offsets.unflatten(1, (-1, 4)).sum(2))[0]
+
+
 @dataclass(frozen=True)
 class Sample:
     """One training window on the network's scale.

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
-from dal_dense.tasks.detection_backend import Rows
+from dal_dense.tasks.detection_backend import Rows, with_offsets
 from dal_dense.tasks.detection_partial import cut_to_image
 from dal_dense.tasks.detectron2_view import View, coarse_features, dense_map, dropped, heard
 
@@ -93,8 +93,8 @@ def rcnn_look(model: Any, image: Float[Tensor, "3 h w"], like: RcnnLook | None, 
     strides = rpn.anchor_generator.strides
     view, images, features = see(model, image, flip=flip, coarsest=strides[-1])
     levels = [features[name] for name in rpn.in_features]
-    objectness: list[Tensor] = []
-    with heard(rpn.rpn_head, lambda output: objectness.extend(output[0])):
+    outputs: list[tuple[Tensor, Tensor]] = []  # logits and offsets of each level
+    with heard(rpn.rpn_head, lambda output: outputs.extend(zip(*output, strict=True))):
         if like is None:
             boxes = rpn(images, features, None)[0][0].proposal_boxes.tensor
         else:
@@ -102,7 +102,7 @@ def rcnn_look(model: Any, image: Float[Tensor, "3 h w"], like: RcnnLook | None, 
             boxes = view.turn(like.proposals)
     pooled = heads.box_pooler([features[name] for name in heads.box_in_features], [Boxes(boxes)])
     return RcnnLook(
-        dense=dense_map(view, [each[0] for each in objectness], strides),
+        dense=dense_map(view, [with_offsets(*each) for each in outputs], strides),
         features=coarse_features(view, levels, strides),
         view=view,
         proposals=view.turn(boxes) if like is None else like.proposals,

@@ -21,7 +21,7 @@ from torch.nn import functional as nnf
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import clip_boxes_to_image
 
-from dal_dense.tasks.detection_backend import Rows
+from dal_dense.tasks.detection_backend import Rows, with_offsets
 from dal_dense.tasks.torchvision_networks import CANDIDATES
 
 
@@ -139,16 +139,17 @@ def heard(module: nn.Module, take: Callable[[Any], None]) -> Iterator[None]:
 def two_stage_look(model: Any, seen: Seen, strides: Sequence[int], like: TwoStageLook | None) -> TwoStageLook:
     """Proposals (or those of `like`) and their features."""
     named = {str(i): level for i, level in enumerate(seen.levels)}
-    if like is None:
-        objectness: list[Tensor] = []
-        with heard(model.rpn.head, lambda out: objectness.extend(out[0])):
+    outputs: list[tuple[Tensor, Tensor]] = []  # logits and offsets of each level
+    with heard(model.rpn.head, lambda out: outputs.extend(zip(*out, strict=True))):
+        if like is None:
             boxes = model.rpn(seen.images, named)[0][0]
-    else:
-        objectness, boxes = model.rpn.head(seen.levels)[0], seen.turn(like.proposals)
+        else:
+            model.rpn.head(seen.levels)
+            boxes = seen.turn(like.proposals)
     heads = model.roi_heads
     pooled = heads.box_roi_pool(named, [boxes], [tuple(seen.images.tensors.shape[-2:])])
     return TwoStageLook(
-        dense=dense_map(seen, [bernoulli_entropy(o[0]).amax(0) for o in objectness], strides[0]),
+        dense=dense_map(seen, [bernoulli_entropy(with_offsets(*o)).amax(0) for o in outputs], strides[0]),
         features=coarse_features(seen, strides),
         seen=seen,
         proposals=seen.turn(boxes) if like is None else like.proposals,
@@ -165,7 +166,7 @@ def two_stage_rows(model: Any, look: TwoStageLook, dropout: int | None) -> Rows:
     best = probs[:, 1:].argmax(1) + 1
     own = deltas.reshape(len(deltas), -1, 4)[torch.arange(len(deltas), device=deltas.device), best]
     boxes = look.seen.turn(heads.box_coder.decode_single(own, look.seen.turn(look.proposals)))
-    return Rows(probs, clip_boxes_to_image(boxes, look.seen.size), look.hidden)
+    return Rows(logits.softmax(1), clip_boxes_to_image(boxes, look.seen.size), look.hidden)
 
 
 def one_stage_look(model: Any, seen: Seen, strides: Sequence[int], like: OneStageLook | None) -> OneStageLook:
