@@ -52,7 +52,8 @@ class Rows:
     Attributes:
         probs: class distribution, background first, rows sum to 1. Heads of independent sigmoids:
             background takes 1 - max, then the row is normalised.
-        boxes: each row's box, decoded for its likeliest object class, cut to the image and not mirrored.
+        boxes: each row's box, cut to the image and not mirrored. Where classes have boxes of their own, that of
+            the likeliest object class of the first look without dropout, so that all draws mean the same box.
         embedding: feature of each box, without dropout.
     """
 

@@ -65,13 +65,23 @@ class Seen:
 
 @dataclass(frozen=True)
 class TwoStageLook:
-    """Faster R-CNN's view: `hidden` (R, H) is what the last layer sees of each proposal."""
+    """Faster R-CNN's view.
+
+    Attributes:
+        dense: see `Look`.
+        features: see `Look`.
+        seen: the image.
+        proposals: not mirrored.
+        hidden: what the last layer sees of each.
+        kind: the class whose box is each one's, the likeliest without dropout; that of the first look.
+    """
 
     dense: Float[Tensor, "r c"]
     features: Float[Tensor, "E r2 c2"]
     seen: Seen
     proposals: Float[Tensor, "R 4"]
     hidden: Float[Tensor, "R H"]
+    kind: Int[Tensor, " R"]
 
 
 @dataclass(frozen=True)
@@ -148,12 +158,14 @@ def two_stage_look(model: Any, seen: Seen, strides: Sequence[int], like: TwoStag
             boxes = seen.turn(like.proposals)
     heads = model.roi_heads
     pooled = heads.box_roi_pool(named, [boxes], [tuple(seen.images.tensors.shape[-2:])])
+    hidden = heads.box_head(pooled).float()
     return TwoStageLook(
         dense=dense_map(seen, [bernoulli_entropy(with_offsets(*o)).amax(0) for o in outputs], strides[0]),
         features=coarse_features(seen, strides),
         seen=seen,
         proposals=seen.turn(boxes) if like is None else like.proposals,
-        hidden=heads.box_head(pooled).float(),
+        hidden=hidden,
+        kind=heads.box_predictor(hidden)[0][:, 1:].argmax(1) + 1 if like is None else like.kind,
     )
 
 
@@ -162,9 +174,7 @@ def two_stage_rows(model: Any, look: TwoStageLook, dropout: int | None) -> Rows:
     heads = model.roi_heads
     hidden = _dropped(look.hidden, heads.box_predictor.dropout.p, dropout)
     logits, deltas = heads.box_predictor(hidden)
-    probs = logits.softmax(1)
-    best = probs[:, 1:].argmax(1) + 1
-    own = deltas.reshape(len(deltas), -1, 4)[torch.arange(len(deltas), device=deltas.device), best]
+    own = deltas.reshape(*logits.shape, 4)[torch.arange(len(deltas), device=deltas.device), look.kind]
     boxes = look.seen.turn(heads.box_coder.decode_single(own, look.seen.turn(look.proposals)))
     return Rows(logits.softmax(1), clip_boxes_to_image(boxes, look.seen.size), look.hidden)
 
