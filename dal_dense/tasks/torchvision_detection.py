@@ -17,6 +17,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 
 from dal_dense.config import DetectionConfig, NetworkConfig, TaskConfig
+from dal_dense.errors import ConfigError
 from dal_dense.tasks import torchvision_partial as partial_labels
 from dal_dense.tasks import torchvision_rows as rows_of
 from dal_dense.tasks.detection_backend import Backend, Look, Rows, Sample
@@ -133,7 +134,13 @@ def backend(task: TaskConfig, classes: int) -> Backend:
     """torchvision for `Detection`.
 
     Raises:
-        ConfigError: (when a network is made) if the settings cannot be built.
+    file = task.detection.config_file
+    if file is not None:
+        raise ConfigError(
+            f"task.detection.config_file: {file} is for Detectron2, and task.name is {task.name}; "
+            "set task.name to detectron2_detection, or take config_file out"
+        )
+        ConfigError: if a config of Detectron2 is named; (when a network is made) if the settings cannot be built.
     """
     return Backend(partial(TorchvisionDetector, task.network, task.detection, classes), PREFIXES)
 
