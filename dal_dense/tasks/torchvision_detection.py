@@ -70,13 +70,11 @@ class TorchvisionDetector:
         anchors = model.anchor_generator(images, levels)
         if self._name == "fcos":
             per_level = [level.shape[-2] * level.shape[-1] for level in levels]
-            return partial_labels.fcos_losses(model.head, targets, outputs, anchors, per_level)
-        high, low = model.proposal_matcher.high_threshold, model.proposal_matcher.low_threshold
-        matched = [
-            partial_labels.match_anchors(a, t, high=high, low=low) for a, t in zip(anchors, targets, strict=True)
-        ]
-        losses: dict[str, Tensor] = model.head.compute_loss(targets, outputs, anchors, matched)
-        return losses
+            match = partial(partial_labels.match_points, per_level=per_level)
+            return partial_labels.batch_losses(model.head, targets, outputs, anchors, match)
+        matcher = model.proposal_matcher
+        match = partial(partial_labels.match_anchors, high=matcher.high_threshold, low=matcher.low_threshold)
+        return partial_labels.batch_losses(model.head, targets, outputs, anchors, match)
 
     def _two_stage_losses(
         self, images: ImageList, levels: list[Tensor], targets: list[dict[str, Tensor]]
@@ -134,14 +132,14 @@ def backend(task: TaskConfig, classes: int) -> Backend:
     """torchvision for `Detection`.
 
     Raises:
+        ConfigError: if a config of Detectron2 is named; (when a network is made) if the settings cannot be built.
+    """
     file = task.detection.config_file
     if file is not None:
         raise ConfigError(
             f"task.detection.config_file: {file} is for Detectron2, and task.name is {task.name}; "
             "set task.name to detectron2_detection, or take config_file out"
         )
-        ConfigError: if a config of Detectron2 is named; (when a network is made) if the settings cannot be built.
-    """
     return Backend(partial(TorchvisionDetector, task.network, task.detection, classes), PREFIXES)
 
 

@@ -7,7 +7,7 @@ makes positives of all anchors).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -145,18 +145,28 @@ def responsible(
     return result
 
 
-def fcos_losses(
+def batch_losses(
     head: Any,
     targets: Sequence[Target],
     outputs: dict[str, Tensor],
     anchors: Sequence[Tensor],
-    per_level: Sequence[int],
+    match: Callable[[Tensor, Target], Tensor],
 ) -> dict[str, Tensor]:
-    """The head's own losses on the points that are not ignored, over the positives of the batch."""
+    """RetinaNet's or FCOS's own losses on what is not ignored, over the positives of the batch.
+
+    Torchvision's RetinaNet divides by each image's positives: those of a crowded window would weigh little.
+
+    Args:
+        head: of the network.
+        targets: what is known of each image.
+        outputs: of the head.
+        anchors: of each image.
+        match: row of each anchor's object, `BACKGROUND` or `IGNORED`.
+    """
     totals: dict[str, Tensor] = {}
     positives = 0
     for i, (target, each) in enumerate(zip(targets, anchors, strict=True)):
-        matched = match_points(each, target, per_level)
+        matched = match(each, target)
         used = matched != IGNORED
         found = int((matched >= 0).sum())
         some = {name: value[i : i + 1, used] for name, value in outputs.items()}

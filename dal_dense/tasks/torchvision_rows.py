@@ -93,6 +93,7 @@ class OneStageLook:
         features: see `Look`.
         seen: the image.
         rows: flat number of each anchor in the unmirrored image.
+        per_level: how many of them are of each level, in order.
         kind: which of its place's anchors it is.
         patches: the tower's output under the last convolution.
         weight: of that convolution, by kind of anchor and object class.
@@ -106,6 +107,7 @@ class OneStageLook:
     features: Float[Tensor, "E r2 c2"]
     seen: Seen
     rows: Int[Tensor, " R"]
+    per_level: tuple[int, ...]
     kind: Int[Tensor, " R"]
     patches: Float[Tensor, "R channels 9"]
     weight: Float[Tensor, "A K channels 9"]
@@ -201,6 +203,7 @@ def one_stage_look(model: Any, seen: Seen, strides: Sequence[int], like: OneStag
         features=coarse_features(seen, strides),
         seen=seen,
         rows=chosen,
+        per_level=tuple(min(CANDIDATES, h * w * each) for h, w in grids),
         kind=kind,
         patches=_patches(towers, here // each, grids),
         weight=last.weight.float().reshape(each, -1, last.in_channels, 9)[:, 1:],
@@ -212,12 +215,17 @@ def one_stage_look(model: Any, seen: Seen, strides: Sequence[int], like: OneStag
 
 
 def one_stage_rows(model: Any, look: OneStageLook, dropout: int | None) -> Rows:
-    """Class distribution and box of every anchor or point that was chosen."""
+    """Class distribution and box of every anchor or point that was chosen.
+
+    Dropout drops whole channels of a level, as in training, so that rows of one draw belong to one network.
+    """
     logits = look.logits
     if dropout is not None:
         rate = model.head.classification_head.conv[-1].p
-        kept = _dropped(look.patches.new_ones(look.patches.shape[1]), rate, dropout)
-        logits = look.by_channel @ kept + look.bias[look.kind]
+        masks = _dropped(look.patches.new_ones(len(look.per_level), look.patches.shape[1]), rate, dropout)
+        levels = look.by_channel.split(look.per_level)
+        logits = torch.cat([level @ mask for level, mask in zip(levels, masks, strict=True)])
+        logits += look.bias[look.kind]
     found = scores(logits, look.centre)
     probs = torch.cat([1 - found.amax(1, keepdim=True), found], 1)
     return Rows(probs / probs.sum(1, keepdim=True), look.boxes, look.patches[:, :, 4])

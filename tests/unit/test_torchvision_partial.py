@@ -87,6 +87,30 @@ def test_on_known_ground_points_match_as_torchvisions(seed: int, monkeypatch: py
     assert (unknown == IGNORED).any() and (unknown == BACKGROUND).any()
 
 
+@pytest.mark.parametrize(("network", "match"), [("retinanet", "match_anchors"), ("fcos", "match_points")])
+def test_losses_are_over_the_positives_of_the_batch(network: str, match: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Detectron2: a window of few positives weighs as much as they do."""
+    torch.manual_seed(0)
+    detector = TorchvisionDetector(NetworkConfig(name=network, dropout=0.0), DetectionConfig(backbone="tiny"), 3)
+    ground = area_table(torch.ones(96, 96, dtype=torch.bool))
+    windows = [
+        Sample(torch.rand(3, 96, 96) * 255, boxes, torch.ones(len(boxes)).long(), NONE, ground)
+        for boxes in (scattered(8, 1, 14), scattered(1, 2, 14))
+    ]
+    counts, stock = [], getattr(torchvision_partial, match)
+
+    def counted(*args: object, **more: object) -> torch.Tensor:
+        counts.append(int((stock(*args, **more) >= 0).sum()))
+        return stock(*args, **more)
+
+    monkeypatch.setattr(torchvision_partial, match, counted)
+    many, few, both = (detector.losses(batch) for batch in (windows[:1], windows[1:], windows))
+    assert counts[0] > 2 * counts[1] > 0 and counts[2:] == counts[:2]
+    for name in both:
+        total = many[name] * counts[0] + few[name] * counts[1]
+        assert torch.allclose(both[name] * sum(counts[:2]), total, rtol=1e-4), name
+
+
 def leak(network: str) -> dict[str, int]:
     """Rows on unknown ground with a gradient, by head."""
     torch.manual_seed(0)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dal_dense.config import DetectionConfig, NetworkConfig
+from dal_dense.tasks import torchvision_rows
 from dal_dense.tasks.detection_predict import suppressed
 from dal_dense.tasks.torchvision_detection import TorchvisionDetector
 from dal_dense.tasks.torchvision_rows import bernoulli_entropy
@@ -75,6 +76,26 @@ def test_patches_under_the_last_layer_give_its_logits(network: str) -> None:
     look = detector.look(torch.rand(3, 70, 90) * 255)
     own = look.by_channel.sum(2) + look.bias[look.kind]
     assert torch.allclose(own, look.logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("network", NETWORKS[1:])
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_draw_of_dropout_drops_channels_of_each_level_as_the_whole_network_would(
+    network: str, flip: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector, _ = lively(network, 3)
+    image = torch.rand(3, 70, 90, generator=torch.Generator().manual_seed(3)) * 255
+    first = detector.look(image)
+    look = detector.look(image, like=first, flip=flip)
+    masks = (torch.rand(4, 32, generator=torch.Generator().manual_seed(7)) < 0.7) / 0.7
+    monkeypatch.setattr(torchvision_rows, "_dropped", lambda values, rate, seed: values * masks)
+    rows = detector.rows(look, dropout=1)
+    level = iter(masks)
+    drop = detector.module.head.classification_head.conv[-1]
+    drop.register_forward_hook(lambda module, x, out: out * next(level)[:, None, None])
+    whole = detector.rows(detector.look(image, like=first, flip=flip))
+    assert torch.allclose(rows.probs, whole.probs, atol=1e-5)
+    assert not torch.allclose(rows.probs, detector.rows(look).probs, atol=1e-2)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
