@@ -223,7 +223,7 @@ def one_stage_rows(model: Any, look: OneStageLook, dropout: int | None) -> Rows:
     if dropout is not None:
         rate = model.head.classification_head.conv[-1].p
         masks = _dropped(look.patches.new_ones(len(look.per_level), look.patches.shape[1]), rate, dropout)
-        levels = look.by_channel.split(look.per_level)
+        levels = torch.split(look.by_channel, list(look.per_level))
         logits = torch.cat([level @ mask for level, mask in zip(levels, masks, strict=True)])
         logits += look.bias[look.kind]
     found = scores(logits, look.centre)

@@ -42,7 +42,7 @@ def target(boxes: torch.Tensor, known: bool = True, absent: torch.Tensor = NONE)
 
 @pytest.mark.parametrize("seed", range(4))
 def test_on_known_ground_anchors_match_as_torchvisions(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torchvision_partial, "CHUNK", 50)
+    monkeypatch.setattr(torchvision_partial, "BLOCK", 50)
     boxes, anchors = scattered(9, seed), scattered(400, seed + 100)
     stock = Matcher(0.5, 0.4, allow_low_quality_matches=True)(box_iou(boxes, anchors))
     assert torch.equal(match_anchors(anchors, target(boxes), high=0.5, low=0.4), stock)
@@ -56,6 +56,8 @@ def test_unknown_ground_is_ignored_but_positives_stay() -> None:
     assert torch.equal(unknown >= 0, known >= 0) and (unknown != BACKGROUND).all()
     far = torch.tensor([[500.0, 500, 510, 510]])  # no anchor overlaps it: none becomes its positive
     assert (match_anchors(anchors, target(far), high=0.5, low=0.4) < 0).all()
+    apart, between = torch.tensor([[0.0, 0, 9, 9], [50, 50, 60, 60]]), torch.tensor([[20.0, 20, 30, 30]])
+    assert (match_anchors(apart, target(between), high=0.5, low=0.4) < 0).all()
     nothing = match_anchors(anchors, target(NONE), high=0.5, low=0.4)
     assert (nothing == BACKGROUND).all()
 
