@@ -16,6 +16,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
+def with_offsets(
+    logits: Float[Tensor, "1 anchors h w"], offsets: Float[Tensor, "1 4*anchors h w"]
+) -> Float[Tensor, "anchors h w"]:
+    """Objectness of an RPN, NaN wherever an anchor's offsets are no numbers.
+
+    Frameworks drop such proposals without a word: a broken network would count as one that finds nothing.
+    """
+    each = offsets.reshape(logits.shape[1], 4, *logits.shape[2:])
+    return logits[0] + 0 * each.sum(1)
+
+
 @dataclass(frozen=True)
 class Sample:
     """One training window on the network's scale.
@@ -44,7 +55,8 @@ class Rows:
     Attributes:
         probs: class distribution, background first, rows sum to 1. Heads of independent sigmoids:
             background takes 1 - max, then the row is normalised.
-        boxes: each row's box, decoded for its likeliest object class, cut to the image and not mirrored.
+        boxes: each row's box, cut to the image and not mirrored. Where classes have boxes of their own, that of
+            the likeliest object class of the first look without dropout, so that all draws mean the same box.
         embedding: feature of each box, without dropout.
     """
 

@@ -17,6 +17,7 @@ from torchvision.ops import batched_nms
 
 from dal_dense.config import DetectionConfig, UncertaintyConfig
 from dal_dense.detections import Detections, FramePrediction
+from dal_dense.errors import DataError
 from dal_dense.noise import derive_seed
 from dal_dense.tasks.detection_backend import Detector, Look, Rows
 from dal_dense.tasks.detection_ground import factor_of, resized
@@ -153,6 +154,9 @@ def predict_frame(
         detection: scale, suppression.
         uncertainty: which draws.
         difficulty: of each class.
+
+    Raises:
+        DataError: if a network gave numbers that are not finite, whether or not a box would be kept.
     """
     device = next(detectors[0].module.parameters()).device
     shape = (frame.shape[1], frame.shape[2])
@@ -167,6 +171,7 @@ def predict_frame(
             sums.add(rows, mirrored=mirrored)
             if look is not last:  # dropout draws share one look
                 dense, last, looks = dense + look.dense.float(), look, looks + 1
+        _check(sums, first, dense, image_id)
         found = sums.kept(detection)
     return FramePrediction(
         shape=shape,
@@ -176,6 +181,17 @@ def predict_frame(
         difficulty=torch.tensor(difficulty, device=device),
         floor=detection.min_score if len(found) < detection.max_boxes else float(found.scores[-1]),
     )
+
+
+def _check(sums: RowSums, look: Look, dense: Tensor, image_id: str) -> None:
+    """NaN is above no threshold: unless it is told here, a broken network is one that finds nothing."""
+    columns = {"corners": sums.boxes, "probs": sums.probs, "dense": dense, "features": look.features}
+    for name, column in columns.items():  # a sum with NaN or an infinite number in it is not finite
+        if not column.isfinite().all():
+            raise DataError(
+                f"{image_id}: the detector's {name} hold NaN or infinite numbers; "
+                "look at the frame, or lower task.train.lr if the fit went astray"
+            )
 
 
 def _stored(found: Detections, shape: tuple[int, int], size: tuple[int, int]) -> Detections:

@@ -161,7 +161,7 @@ def _faster_rcnn(pyramid: Any, detection: DetectionConfig, objects: int) -> nn.M
     )
     heads = StandardROIHeads(
         num_classes=objects,
-        batch_size_per_image=256,
+        batch_size_per_image=64 if detection.backbone == "tiny" else 256,  # RoIAlign's backward pass is slow on CPUs
         positive_fraction=0.25,
         proposal_matcher=Matcher([0.5], [0, 1], allow_low_quality_matches=False),
         box_in_features=pooled,

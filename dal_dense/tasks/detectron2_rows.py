@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
-from dal_dense.tasks.detection_backend import Rows
+from dal_dense.tasks.detection_backend import Rows, with_offsets
 from dal_dense.tasks.detection_partial import cut_to_image
 from dal_dense.tasks.detectron2_view import View, coarse_features, dense_map, dropped, heard
 
@@ -35,6 +35,7 @@ class RcnnLook:
         view: the image.
         proposals: not mirrored.
         hidden: what the last layer sees of each.
+        kind: the object class, from 0, whose box is each one's, the likeliest without dropout; that of the first look.
     """
 
     dense: Float[Tensor, "r c"]
@@ -42,6 +43,7 @@ class RcnnLook:
     view: View
     proposals: Float[Tensor, "R 4"]
     hidden: Float[Tensor, "R H"]
+    kind: Int[Tensor, " R"]
 
 
 @dataclass(frozen=True)
@@ -93,20 +95,22 @@ def rcnn_look(model: Any, image: Float[Tensor, "3 h w"], like: RcnnLook | None, 
     strides = rpn.anchor_generator.strides
     view, images, features = see(model, image, flip=flip, coarsest=strides[-1])
     levels = [features[name] for name in rpn.in_features]
-    objectness: list[Tensor] = []
-    with heard(rpn.rpn_head, lambda output: objectness.extend(output[0])):
+    outputs: list[tuple[Tensor, Tensor]] = []  # logits and offsets of each level
+    with heard(rpn.rpn_head, lambda output: outputs.extend(zip(*output, strict=True))):
         if like is None:
             boxes = rpn(images, features, None)[0][0].proposal_boxes.tensor
         else:
             rpn.rpn_head(levels)
             boxes = view.turn(like.proposals)
     pooled = heads.box_pooler([features[name] for name in heads.box_in_features], [Boxes(boxes)])
+    hidden = heads.box_head(pooled).flatten(1).float()
     return RcnnLook(
-        dense=dense_map(view, [each[0] for each in objectness], strides),
+        dense=dense_map(view, [with_offsets(*each) for each in outputs], strides),
         features=coarse_features(view, levels, strides),
         view=view,
         proposals=view.turn(boxes) if like is None else like.proposals,
-        hidden=heads.box_head(pooled).flatten(1).float(),
+        hidden=hidden,
+        kind=heads.box_predictor(hidden)[0][:, :-1].argmax(1) if like is None else like.kind,
     )
 
 
@@ -120,7 +124,7 @@ def rcnn_rows(model: Any, look: RcnnLook, rate: float, dropout: int | None) -> R
     boxes = predictor.predict_boxes(found, [some])[0].unflatten(1, (-1, 4))
     objects = scores[:, :-1]
     probs = with_background(objects) if predictor.use_sigmoid_ce else torch.cat([scores[:, -1:], objects], 1)
-    of_class = objects.argmax(1) if boxes.shape[1] > 1 else torch.zeros_like(objects[:, 0], dtype=torch.int64)
+    of_class = look.kind.clamp_max(boxes.shape[1] - 1)  # all classes may share one box
     own = boxes[torch.arange(len(boxes), device=boxes.device), of_class]
     return Rows(probs, cut_to_image(look.view.turn(own), *look.view.size), look.hidden)
 

@@ -17,6 +17,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 
 from dal_dense.config import DetectionConfig, NetworkConfig, TaskConfig
+from dal_dense.errors import ConfigError
 from dal_dense.tasks import torchvision_partial as partial_labels
 from dal_dense.tasks import torchvision_rows as rows_of
 from dal_dense.tasks.detection_backend import Backend, Look, Rows, Sample
@@ -69,13 +70,11 @@ class TorchvisionDetector:
         anchors = model.anchor_generator(images, levels)
         if self._name == "fcos":
             per_level = [level.shape[-2] * level.shape[-1] for level in levels]
-            return partial_labels.fcos_losses(model.head, targets, outputs, anchors, per_level)
-        high, low = model.proposal_matcher.high_threshold, model.proposal_matcher.low_threshold
-        matched = [
-            partial_labels.match_anchors(a, t, high=high, low=low) for a, t in zip(anchors, targets, strict=True)
-        ]
-        losses: dict[str, Tensor] = model.head.compute_loss(targets, outputs, anchors, matched)
-        return losses
+            match = partial(partial_labels.match_points, per_level=per_level)
+            return partial_labels.batch_losses(model.head, targets, outputs, anchors, match)
+        matcher = model.proposal_matcher
+        match = partial(partial_labels.match_anchors, high=matcher.high_threshold, low=matcher.low_threshold)
+        return partial_labels.batch_losses(model.head, targets, outputs, anchors, match)
 
     def _two_stage_losses(
         self, images: ImageList, levels: list[Tensor], targets: list[dict[str, Tensor]]
@@ -133,8 +132,14 @@ def backend(task: TaskConfig, classes: int) -> Backend:
     """torchvision for `Detection`.
 
     Raises:
-        ConfigError: (when a network is made) if the settings cannot be built.
+        ConfigError: if a config of Detectron2 is named; (when a network is made) if the settings cannot be built.
     """
+    file = task.detection.config_file
+    if file is not None:
+        raise ConfigError(
+            f"task.detection.config_file: {file} is for Detectron2, and task.name is {task.name}; "
+            "set task.name to detectron2_detection, or take config_file out"
+        )
     return Backend(partial(TorchvisionDetector, task.network, task.detection, classes), PREFIXES)
 
 

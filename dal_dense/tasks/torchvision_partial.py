@@ -7,7 +7,7 @@ makes positives of all anchors).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,9 @@ from dal_dense.tasks.detection_partial import CHUNK, may_be_background, overlaps
 
 BACKGROUND, IGNORED = -1, -2
 """Instead of the row of a matched object, as torchvision numbers them (`Matcher`)."""
+
+BLOCK = 1 << 20
+"""Entries of a matrix of overlaps of anchors: the smaller, the more objects are far from all of its anchors."""
 
 POSITIVE = 0.5
 """IoU from which a proposal is a positive of the second stage."""
@@ -41,14 +44,19 @@ def match_anchors(anchors: Float[Tensor, "n 4"], target: Target, *, high: float,
     matched = torch.zeros(len(anchors), dtype=torch.int64, device=anchors.device)
     quality = anchors.new_zeros(len(anchors))
     reach = anchors.new_zeros(len(boxes))
-    for rows, block in _blocks(boxes, anchors):
-        quality[rows], matched[rows] = block.max(0)
-        reach = torch.maximum(reach, block.amax(1))
+    best = []  # of each chunk: its anchors, and the objects that none before it overlaps more
+    for rows, near in _chunks(boxes, anchors):
+        block = box_iou(boxes[near], anchors[rows])
+        quality[rows], first = block.max(0)
+        matched[rows] = near[first]
+        most = block.amax(1)
+        reach[near] = torch.maximum(reach[near], most)
+        best.append((rows, near[(most == reach[near]) & (most > 0)]))
     result = torch.where(quality >= high, matched, BACKGROUND)
     result[(quality >= low) & (quality < high)] = IGNORED
     result[(result == BACKGROUND) & ~_allowed(anchors, target)] = IGNORED
-    for rows, block in _blocks(boxes, anchors):
-        last_hope = ((block == reach[:, None]) & (block > 0)).any(0)
+    for rows, near in best:  # few overlaps are taken again: an object gets better in few chunks
+        last_hope = (box_iou(boxes[near], anchors[rows]) == reach[near, None]).any(0)
         result[rows] = torch.where(last_hope, matched[rows], result[rows])
     return result
 
@@ -57,14 +65,18 @@ def _allowed(boxes: Float[Tensor, "n 4"], target: Target) -> Bool[Tensor, " n"]:
     return may_be_background(boxes, target["known"], target["absent"], target["ignored"])
 
 
-def _blocks(boxes: Tensor, anchors: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """IoU of all objects with one chunk of anchors after the other."""
-    if not len(boxes):
-        return
-    step = max(1, CHUNK // len(boxes))
-    for start in range(0, len(anchors), step):
+def _chunks(boxes: Tensor, anchors: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """One chunk of anchors after the other, and the rows of the objects that may overlap some of it.
+
+    Anchors come row by row of a grid, so that most objects are far from most chunks.
+    """
+    step = max(1, BLOCK // max(1, len(boxes)))
+    for start in range(0, len(anchors) if len(boxes) else 0, step):
         rows = slice(start, min(start + step, len(anchors)))
-        yield rows, box_iou(boxes, anchors[rows])
+        low, high = anchors[rows, :2].amin(0), anchors[rows, 2:].amax(0)
+        near = ((boxes[:, :2] < high) & (boxes[:, 2:] > low)).all(1).nonzero()[:, 0]
+        if len(near):
+            yield rows, near
 
 
 class PartialRPN(RegionProposalNetwork):  # type: ignore[misc]
@@ -148,18 +160,28 @@ def responsible(
     return result
 
 
-def fcos_losses(
+def batch_losses(
     head: Any,
     targets: Sequence[Target],
     outputs: dict[str, Tensor],
     anchors: Sequence[Tensor],
-    per_level: Sequence[int],
+    match: Callable[[Tensor, Target], Tensor],
 ) -> dict[str, Tensor]:
-    """The head's own losses on the points that are not ignored, over the positives of the batch."""
+    """RetinaNet's or FCOS's own losses on what is not ignored, over the positives of the batch.
+
+    Torchvision's RetinaNet divides by each image's positives: those of a crowded window would weigh little.
+
+    Args:
+        head: of the network.
+        targets: what is known of each image.
+        outputs: of the head.
+        anchors: of each image.
+        match: row of each anchor's object, `BACKGROUND` or `IGNORED`.
+    """
     totals: dict[str, Tensor] = {}
     positives = 0
     for i, (target, each) in enumerate(zip(targets, anchors, strict=True)):
-        matched = match_points(each, target, per_level)
+        matched = match(each, target)
         used = matched != IGNORED
         found = int((matched >= 0).sum())
         some = {name: value[i : i + 1, used] for name, value in outputs.items()}

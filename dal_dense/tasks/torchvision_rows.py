@@ -21,7 +21,7 @@ from torch.nn import functional as nnf
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import clip_boxes_to_image
 
-from dal_dense.tasks.detection_backend import Rows
+from dal_dense.tasks.detection_backend import Rows, with_offsets
 from dal_dense.tasks.torchvision_networks import CANDIDATES
 
 
@@ -65,13 +65,23 @@ class Seen:
 
 @dataclass(frozen=True)
 class TwoStageLook:
-    """Faster R-CNN's view: `hidden` (R, H) is what the last layer sees of each proposal."""
+    """Faster R-CNN's view.
+
+    Attributes:
+        dense: see `Look`.
+        features: see `Look`.
+        seen: the image.
+        proposals: not mirrored.
+        hidden: what the last layer sees of each.
+        kind: the class whose box is each one's, the likeliest without dropout; that of the first look.
+    """
 
     dense: Float[Tensor, "r c"]
     features: Float[Tensor, "E r2 c2"]
     seen: Seen
     proposals: Float[Tensor, "R 4"]
     hidden: Float[Tensor, "R H"]
+    kind: Int[Tensor, " R"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,7 @@ class OneStageLook:
         features: see `Look`.
         seen: the image.
         rows: flat number of each anchor in the unmirrored image.
+        per_level: how many of them are of each level, in order.
         kind: which of its place's anchors it is.
         patches: the tower's output under the last convolution.
         weight: of that convolution, by kind of anchor and object class.
@@ -96,6 +107,7 @@ class OneStageLook:
     features: Float[Tensor, "E r2 c2"]
     seen: Seen
     rows: Int[Tensor, " R"]
+    per_level: tuple[int, ...]
     kind: Int[Tensor, " R"]
     patches: Float[Tensor, "R channels 9"]
     weight: Float[Tensor, "A K channels 9"]
@@ -139,20 +151,23 @@ def heard(module: nn.Module, take: Callable[[Any], None]) -> Iterator[None]:
 def two_stage_look(model: Any, seen: Seen, strides: Sequence[int], like: TwoStageLook | None) -> TwoStageLook:
     """Proposals (or those of `like`) and their features."""
     named = {str(i): level for i, level in enumerate(seen.levels)}
-    if like is None:
-        objectness: list[Tensor] = []
-        with heard(model.rpn.head, lambda out: objectness.extend(out[0])):
+    outputs: list[tuple[Tensor, Tensor]] = []  # logits and offsets of each level
+    with heard(model.rpn.head, lambda out: outputs.extend(zip(*out, strict=True))):
+        if like is None:
             boxes = model.rpn(seen.images, named)[0][0]
-    else:
-        objectness, boxes = model.rpn.head(seen.levels)[0], seen.turn(like.proposals)
+        else:
+            model.rpn.head(seen.levels)
+            boxes = seen.turn(like.proposals)
     heads = model.roi_heads
     pooled = heads.box_roi_pool(named, [boxes], [tuple(seen.images.tensors.shape[-2:])])
+    hidden = heads.box_head(pooled).float()
     return TwoStageLook(
-        dense=dense_map(seen, [bernoulli_entropy(o[0]).amax(0) for o in objectness], strides[0]),
+        dense=dense_map(seen, [bernoulli_entropy(with_offsets(*o)).amax(0) for o in outputs], strides[0]),
         features=coarse_features(seen, strides),
         seen=seen,
         proposals=seen.turn(boxes) if like is None else like.proposals,
-        hidden=heads.box_head(pooled).float(),
+        hidden=hidden,
+        kind=heads.box_predictor(hidden)[0][:, 1:].argmax(1) + 1 if like is None else like.kind,
     )
 
 
@@ -161,11 +176,9 @@ def two_stage_rows(model: Any, look: TwoStageLook, dropout: int | None) -> Rows:
     heads = model.roi_heads
     hidden = _dropped(look.hidden, heads.box_predictor.dropout.p, dropout)
     logits, deltas = heads.box_predictor(hidden)
-    probs = logits.softmax(1)
-    best = probs[:, 1:].argmax(1) + 1
-    own = deltas.reshape(len(deltas), -1, 4)[torch.arange(len(deltas), device=deltas.device), best]
+    own = deltas.reshape(*logits.shape, 4)[torch.arange(len(deltas), device=deltas.device), look.kind]
     boxes = look.seen.turn(heads.box_coder.decode_single(own, look.seen.turn(look.proposals)))
-    return Rows(probs, clip_boxes_to_image(boxes, look.seen.size), look.hidden)
+    return Rows(logits.softmax(1), clip_boxes_to_image(boxes, look.seen.size), look.hidden)
 
 
 def one_stage_look(model: Any, seen: Seen, strides: Sequence[int], like: OneStageLook | None) -> OneStageLook:
@@ -190,6 +203,7 @@ def one_stage_look(model: Any, seen: Seen, strides: Sequence[int], like: OneStag
         features=coarse_features(seen, strides),
         seen=seen,
         rows=chosen,
+        per_level=tuple(min(CANDIDATES, h * w * each) for h, w in grids),
         kind=kind,
         patches=_patches(towers, here // each, grids),
         weight=last.weight.float().reshape(each, -1, last.in_channels, 9)[:, 1:],
@@ -201,12 +215,17 @@ def one_stage_look(model: Any, seen: Seen, strides: Sequence[int], like: OneStag
 
 
 def one_stage_rows(model: Any, look: OneStageLook, dropout: int | None) -> Rows:
-    """Class distribution and box of every anchor or point that was chosen."""
+    """Class distribution and box of every anchor or point that was chosen.
+
+    Dropout drops whole channels of a level, as in training, so that rows of one draw belong to one network.
+    """
     logits = look.logits
     if dropout is not None:
         rate = model.head.classification_head.conv[-1].p
-        kept = _dropped(look.patches.new_ones(look.patches.shape[1]), rate, dropout)
-        logits = look.by_channel @ kept + look.bias[look.kind]
+        masks = _dropped(look.patches.new_ones(len(look.per_level), look.patches.shape[1]), rate, dropout)
+        levels = torch.split(look.by_channel, list(look.per_level))
+        logits = torch.cat([level @ mask for level, mask in zip(levels, masks, strict=True)])
+        logits += look.bias[look.kind]
     found = scores(logits, look.centre)
     probs = torch.cat([1 - found.amax(1, keepdim=True), found], 1)
     return Rows(probs / probs.sum(1, keepdim=True), look.boxes, look.patches[:, :, 4])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,15 @@ from toy_frames import FRAME, OBJECTS, labelled, toy_frame
 
 BOXES = [((0, 0), (36, 48)), ((36, 0), (72, 48)), ((0, 48), (72, 96))]
 KINDS = ("crop", "crop", "crop")
+
+LAST = {"cls_score", "cls_logits", "objectness_logits"} | {
+    "bbox_pred",
+    "bbox_reg",
+    "anchor_deltas",
+    "bbox_ctrness",
+    "ctrness",
+}
+"""Last layers of heads, by the names that torchvision and Detectron2 give them."""
 
 Probe = Callable[[Any, Sequence[Sample]], Mapping[str, tuple[list[Tensor], list[Tensor]]]]
 """Runs `losses` and its backward pass: head to (boxes an image, largest absolute gradient a row an image)."""
@@ -368,6 +377,25 @@ def test_the_person_can_stop_a_measurement(stage: Stage, tmp_path: Path) -> None
     task, model = fitted(stage, tmp_path / "fit", iterations=1)
     with pytest.raises(Stopped):
         task.evaluate(model, stage.records, hooks=Hooks(stopping=lambda: True))
+
+
+def test_a_network_that_gives_no_numbers_is_told_and_not_one_that_finds_nothing(stage: Stage, tmp_path: Path) -> None:
+    """Whichever last layer is broken: NaN passes no threshold, so that nothing would be found."""
+    task, model = fitted(stage, tmp_path)
+    record = stage.records[0]
+    assert task.evaluate(model, [record], hooks=Hooks()).value >= 0
+    last = {n: p for n, p in model.detectors[0].module.named_parameters() if n.split(".")[-2] in LAST and "bias" in n}
+    assert len(last) == (4 if stage.adapter.network == "faster_rcnn" else 3 if stage.adapter.points else 2)
+    for name, parameter in last.items():
+        whole = parameter.clone()
+        parameter.fill_(float("nan"))
+        broken = replace(model, sha256=name)  # predictions are kept by it
+        with pytest.raises(DataError, match=f"{record.id}: the detector's .* hold NaN"):
+            task.predict(broken, record)
+        with pytest.raises(DataError, match=f"{record.id}: the detector's .* hold NaN"):
+            task.evaluate(broken, [record], hooks=Hooks())
+        parameter.copy_(whole)
+    task.predict(model, record)
 
 
 def test_volumes_and_grey_stacks_are_refused(stage: Stage) -> None:

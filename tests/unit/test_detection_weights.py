@@ -18,7 +18,7 @@ from dal_dense.tasks.detection_backend import Rows
 from dal_dense.tasks.detection_difficulty import qualities
 from dal_dense.tasks.detection_ground import Sample
 from dal_dense.tasks.detection_partial import area_table
-from dal_dense.tasks.torchvision_detection import PREFIXES, TorchvisionDetection
+from dal_dense.tasks.torchvision_detection import PREFIXES, TorchvisionDetection, backend
 from dal_dense.tasks.torchvision_networks import build_network
 from dal_dense.tasks.weights import read_foreign, take_matching
 
@@ -59,6 +59,12 @@ def fitted(tmp_path: Path, weights: Path, **more: object) -> dict[str, float]:
     report = task.fit([known], seed=0, out=tmp_path / "fit", previous=None, hooks=hooks)
     assert any(weights.name in what and done == report.figures["weights_matched"] for what, done, _ in said)
     return report.figures
+
+
+def test_a_config_of_detectron2_is_refused_and_not_passed_over() -> None:
+    task = TaskConfig(name="torchvision_detection", detection=DetectionConfig(config_file="mine.yaml"))
+    with pytest.raises(ConfigError, match=r"task\.detection\.config_file: mine\.yaml .* detectron2_detection"):
+        backend(task, 3)
 
 
 def test_a_classifier_becomes_the_trunk(tmp_path: Path) -> None:

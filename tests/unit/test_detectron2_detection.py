@@ -13,6 +13,7 @@ from dal_dense.config import DetectionConfig, NetworkConfig, QueryConfig, TaskCo
 from dal_dense.costs import PRESETS
 from dal_dense.errors import ConfigError, MissingPackageError
 from dal_dense.tasks.detectron2_detection import CONVERT, GUIDE, Detectron2Detection
+from dal_dense.tasks.torchvision_detection import TorchvisionDetector
 
 
 def adapter(name="retinanet", **detection):
@@ -87,6 +88,17 @@ def test_networks_from_settings(name, backbone):
     assert model.input_format == "RGB"
     assert source.anchor_generator.strides == [first * 2**i for i in range(len(sizes))]
     assert torch.isfinite(torch.cat([p.flatten() for p in model.parameters()])).all()
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize("backbone", ["tiny", "resnet18"])
+@NEEDS[1]
+def test_as_many_rows_are_sampled_as_by_torchvision(backbone):
+    model = detector("faster_rcnn", backbone=backbone).module
+    twin = TorchvisionDetector(NetworkConfig(name="faster_rcnn"), DetectionConfig(backbone=backbone), 4).module
+    for own, other in ((model.roi_heads, twin.roi_heads), (model.proposal_generator, twin.rpn)):
+        assert own.batch_size_per_image == other.fg_bg_sampler.batch_size_per_image
+        assert own.positive_fraction == other.fg_bg_sampler.positive_fraction
 
 
 @pytest.mark.detectron2

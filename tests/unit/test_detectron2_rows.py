@@ -120,6 +120,27 @@ def test_dropout_is_drawn_by_seed_and_leaves_everything_as_it_was(name):
     assert (many.mean(0) - plain.probs).abs().mean() < many.std(0).mean()
 
 
+def test_a_tie_of_classes_is_no_spread_of_place():
+    """Two classes nearly tie and have boxes of unlike height, but no draw moves a box."""
+    one, two = (sharp(detector("faster_rcnn", seed=seed)) for seed in (0, 1))
+    for net in (one, two):
+        predictor = net.module.roi_heads.box_predictor
+        with torch.no_grad():
+            predictor.cls_score.weight.mul_(0.1)
+            predictor.bbox_pred.weight.zero_()
+            predictor.bbox_pred.bias.zero_()[3::4] = torch.linspace(-2, 2, len(predictor.bbox_pred.bias) // 4)
+    image = picture()
+    look = one.look(image)
+    plain = one.rows(look)
+    others = [one.rows(look, dropout=k) for k in range(3)]
+    others += [one.rows(one.look(image, like=look, flip=True)), two.rows(two.look(image, like=look))]
+    kinds = plain.probs[:, 1:].argmax(1)
+    assert len(kinds.unique()) > 1
+    for rows in others:
+        assert (rows.probs[:, 1:].argmax(1) != kinds).any()
+        assert torch.allclose(rows.boxes, plain.boxes, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", ONE_STAGE)
 def test_dropout_rows_are_those_of_the_whole_map(name):
     """The last convolution under the kept rows only, against the whole map with the same channels dropped."""

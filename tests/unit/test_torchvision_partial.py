@@ -43,7 +43,7 @@ def target(boxes: torch.Tensor, known: bool = True, absent: torch.Tensor = NONE)
 
 @pytest.mark.parametrize("seed", range(4))
 def test_on_known_ground_anchors_match_as_torchvisions(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torchvision_partial, "CHUNK", 50)
+    monkeypatch.setattr(torchvision_partial, "BLOCK", 50)
     boxes, anchors = scattered(9, seed), scattered(400, seed + 100)
     stock = Matcher(0.5, 0.4, allow_low_quality_matches=True)(box_iou(boxes, anchors))
     assert torch.equal(match_anchors(anchors, target(boxes), high=0.5, low=0.4), stock)
@@ -57,6 +57,8 @@ def test_unknown_ground_is_ignored_but_positives_stay() -> None:
     assert torch.equal(unknown >= 0, known >= 0) and (unknown != BACKGROUND).all()
     far = torch.tensor([[500.0, 500, 510, 510]])  # no anchor overlaps it: none becomes its positive
     assert (match_anchors(anchors, target(far), high=0.5, low=0.4) < 0).all()
+    apart, between = torch.tensor([[0.0, 0, 9, 9], [50, 50, 60, 60]]), torch.tensor([[20.0, 20, 30, 30]])
+    assert (match_anchors(apart, target(between), high=0.5, low=0.4) < 0).all()
     nothing = match_anchors(anchors, target(NONE), high=0.5, low=0.4)
     assert (nothing == BACKGROUND).all()
 
@@ -97,6 +99,30 @@ def test_on_known_ground_points_match_as_torchvisions(seed: int, monkeypatch: py
     unknown = match_points(anchors, target(boxes, known=False, absent=scattered(3, 9, 60)), levels)
     assert torch.equal(unknown >= 0, taken[0] >= 0)
     assert (unknown == IGNORED).any() and (unknown == BACKGROUND).any()
+
+
+@pytest.mark.parametrize(("network", "match"), [("retinanet", "match_anchors"), ("fcos", "match_points")])
+def test_losses_are_over_the_positives_of_the_batch(network: str, match: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Detectron2: a window of few positives weighs as much as they do."""
+    torch.manual_seed(0)
+    detector = TorchvisionDetector(NetworkConfig(name=network, dropout=0.0), DetectionConfig(backbone="tiny"), 3)
+    ground = area_table(torch.ones(96, 96, dtype=torch.bool))
+    windows = [
+        Sample(torch.rand(3, 96, 96) * 255, boxes, torch.ones(len(boxes)).long(), NONE, ground)
+        for boxes in (scattered(8, 1, 14), scattered(1, 2, 14))
+    ]
+    counts, stock = [], getattr(torchvision_partial, match)
+
+    def counted(*args: object, **more: object) -> torch.Tensor:
+        counts.append(int((stock(*args, **more) >= 0).sum()))
+        return stock(*args, **more)
+
+    monkeypatch.setattr(torchvision_partial, match, counted)
+    many, few, both = (detector.losses(batch) for batch in (windows[:1], windows[1:], windows))
+    assert counts[0] > 2 * counts[1] > 0 and counts[2:] == counts[:2]
+    for name in both:
+        total = many[name] * counts[0] + few[name] * counts[1]
+        assert torch.allclose(both[name] * sum(counts[:2]), total, rtol=1e-4), name
 
 
 def leak(network: str) -> dict[str, int]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dal_dense.config import DetectionConfig, NetworkConfig
+from dal_dense.tasks import torchvision_rows
 from dal_dense.tasks.detection_predict import suppressed
 from dal_dense.tasks.torchvision_detection import TorchvisionDetector
 from dal_dense.tasks.torchvision_rows import bernoulli_entropy
@@ -12,10 +13,10 @@ NETWORKS = ("faster_rcnn", "retinanet", "fcos")
 
 
 def lively(
-    network: str, classes: int, *, spread: float = 0.4, **more: object
+    network: str, classes: int, *, spread: float = 0.4, seed: int = 1, **more: object
 ) -> tuple[TorchvisionDetector, DetectionConfig]:
     """A detector with weights so large that its boxes differ in score and place."""
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     detection = DetectionConfig(backbone="tiny", **more)
     detector = TorchvisionDetector(NetworkConfig(name=network, dropout=0.3), detection, classes)
     model = detector.module
@@ -77,6 +78,26 @@ def test_patches_under_the_last_layer_give_its_logits(network: str) -> None:
     assert torch.allclose(own, look.logits, atol=1e-4)
 
 
+@pytest.mark.parametrize("network", NETWORKS[1:])
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_draw_of_dropout_drops_channels_of_each_level_as_the_whole_network_would(
+    network: str, flip: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector, _ = lively(network, 3)
+    image = torch.rand(3, 70, 90, generator=torch.Generator().manual_seed(3)) * 255
+    first = detector.look(image)
+    look = detector.look(image, like=first, flip=flip)
+    masks = (torch.rand(4, 32, generator=torch.Generator().manual_seed(7)) < 0.7) / 0.7
+    monkeypatch.setattr(torchvision_rows, "_dropped", lambda values, rate, seed: values * masks)
+    rows = detector.rows(look, dropout=1)
+    level = iter(masks)
+    drop = detector.module.head.classification_head.conv[-1]
+    drop.register_forward_hook(lambda module, x, out: out * next(level)[:, None, None])
+    whole = detector.rows(detector.look(image, like=first, flip=flip))
+    assert torch.allclose(rows.probs, whole.probs, atol=1e-5)
+    assert not torch.allclose(rows.probs, detector.rows(look).probs, atol=1e-2)
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_draws_of_dropout_surround_the_plain_pass(network: str) -> None:
     detector, _ = lively(network, 3)
@@ -86,6 +107,27 @@ def test_draws_of_dropout_surround_the_plain_pass(network: str) -> None:
     error = (draws.mean(0) - plain).abs().mean()
     assert 0 < error < draws.std(0).mean()
     assert not detector.module.training
+
+
+def test_a_tie_of_classes_is_no_spread_of_place() -> None:
+    """Two classes nearly tie and have boxes of unlike height, but no draw moves a box."""
+    one, two = (lively("faster_rcnn", 4, seed=seed)[0] for seed in (1, 2))
+    for net in (one, two):
+        predictor = net.module.roi_heads.box_predictor
+        with torch.no_grad():
+            predictor.cls_score.weight.mul_(0.1)
+            predictor.bbox_pred.weight.zero_()
+            predictor.bbox_pred.bias.zero_()[3::4] = torch.linspace(-2, 2, len(predictor.bbox_pred.bias) // 4)
+    image = torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(3)) * 255
+    look = one.look(image)
+    plain = one.rows(look)
+    others = [one.rows(look, dropout=k) for k in range(3)]
+    others += [one.rows(one.look(image, like=look, flip=True)), two.rows(two.look(image, like=look))]
+    kinds = plain.probs[:, 1:].argmax(1)
+    assert len(kinds.unique()) > 1
+    for rows in others:
+        assert (rows.probs[:, 1:].argmax(1) != kinds).any()
+        assert torch.allclose(rows.boxes, plain.boxes, atol=1e-3)
 
 
 def test_entropy_of_a_sigmoid() -> None:
