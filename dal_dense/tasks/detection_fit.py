@@ -143,6 +143,8 @@ def _finish(plan: Plan, windows: Windows, out: Path, work: Path, inputs: str, ho
     )
     detectors = load_detectors(out, card, plan.make, plan.device)
     difficulty = class_difficulty(detectors[0], windows, len(plan.classes), hooks)
+    if not all(map(math.isfinite, difficulty)):  # the last step, whose loss nobody saw, broke the weights
+        raise diverged(plan.task.train.iterations)
     stamps = [json.loads((work / _stamp(m)).read_text()) for m in range(plan.members)]
     total = {name: math.fsum(s[name] for s in stamps) for name in stamps[0]}
     total["loss"] /= len(stamps)
