@@ -6,7 +6,7 @@ An annotator writes answers to the ledger and nowhere else; called again, it goe
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -28,6 +28,7 @@ from dal_dense.ledger_rows import Source
 from dal_dense.pool import Pool
 from dal_dense.query import Query, QueryRegion
 from dal_dense.regions import Regions, slices
+from dal_dense.remarks import Remarks, wait_for
 from dal_dense.tasks.base import Proposal
 
 
@@ -184,7 +185,9 @@ class People:
         if not batch_folder(self.run_dir, query.round).exists():
             problems += reject_lost(pool, ledger, query.round)
             self._export(query, pool, ledger, propose)
-        new = self._take(query, pool, ledger, problems)
+        remarks = Remarks(ledger)
+        new = self._take(query, pool, ledger, remarks)
+        problems += remarks.lines()
         problems += reject_lost(pool, ledger)  # after the labels: what a person has drawn comes first
         answered, left = _counts(query, ledger)
         return Outcome(answered, left, problems, self._message(query, ledger, new, left))
@@ -209,7 +212,7 @@ class People:
         return [refused] if refused else []
 
     def _returned(
-        self, query: Query, pool: Pool, ledger: Ledger, problems: list[str]
+        self, query: Query, pool: Pool, ledger: Ledger, answered: Collection[str], remarks: Remarks
     ) -> Iterator[tuple[Path, Returned]]:
         """Whatever lies in the folders of returns, of finished rounds too: a changed label must not go unseen."""
         batches = self._batches(query, pool, ledger)
@@ -219,8 +222,12 @@ class People:
             together = [([folder], folder / RETURNED) for folder in batches]
         for folders, place in together:
             rules = self.boxes or BoxRules()
-            found, bad = read_returns(folders[-1], place, earlier=folders[:-1], min_visible=rules.min_visible)
-            problems += [line if place == self._place(query) else f"{place}: {line}" for line in bad]
+            found, bad = read_returns(
+                folders[-1], place, earlier=folders[:-1], answered=answered, min_visible=rules.min_visible
+            )
+            number = query.round if self.returns is not None else load_sidecar(folders[-1]).round
+            for line in bad:
+                remarks.problem(number, place, line)
             yield from ((place, item) for item in found)
 
     def _place(self, query: Query) -> Path:
@@ -238,15 +245,16 @@ class People:
                 found.append(folder)
         return found
 
-    def _take(self, query: Query, pool: Pool, ledger: Ledger, problems: list[str]) -> int:
+    def _take(self, query: Query, pool: Pool, ledger: Ledger, remarks: Remarks) -> int:
         """Record labels, one by one; how many were new."""
         asked = {r.id: (q.round, r) for q in ledger.queries() for r in q.regions}
         answered = {r.id for r in ledger.answered_regions()}
         refused = {j.region.id: j.reason for j in ledger.rejected()}
-        opened = {(e.round, e.image_id) for e in ledger.cost_log() if e.source == "people"}
+        log = [e for e in ledger.cost_log() if e.source == "people"]
+        opened, charged = {(e.round, e.image_id) for e in log}, {e.region_id: e.charged_seconds for e in log}
         check = functools.cache(lambda number, image_id: self._check_source(number, image_id, pool))
         new = 0
-        for place, item in self._returned(query, pool, ledger, problems):
+        for place, item in self._returned(query, pool, ledger, answered, remarks):
             number, region = asked[item.region_id]
             opening = 0.0 if (number, region.image_id) in opened else self.costs.image_seconds
             try:
@@ -255,12 +263,14 @@ class People:
                 else:
                     check(number, region.image_id)
                     charge = self._charge(item, region, pool, opening)
-                new += charge.record(ledger, region, item.label, "people", len(pool.classes))
-                if item.seconds is not None:  # a log that came after its label
-                    ledger.record_time(region.id, item.seconds, f"{item.source}; {LOGGED}")
+                if charge.record(ledger, region, item.label, "people", len(pool.classes)):
+                    new += 1
+                    remarks.took(place, item)
+                elif region.id in charged:
+                    remarks.time(number, place, item, charged[region.id])
             except (LabelError, DataError) as error:
-                file = item.source if place == self._place(query) else str(place / item.source)
-                problems.append(f"{file}: {error}" + _wait_for(region, place / item.source, refused))
+                wait = wait_for(region, place / item.source, refused)
+                remarks.problem(number, place, f"{item.source}: {error}{wait}")
                 continue
             answered.add(region.id)
             opened.add((number, region.image_id))
@@ -378,16 +388,6 @@ def _images(query: Query, pool: Pool) -> Iterator[Path]:
         if _unusable(pool, image_id) is None:
             record = pool[image_id]
             yield from (record.paths if record.mask is None else (*record.paths, record.mask))
-
-
-def _wait_for(region: QueryRegion, file: Path, refused: Mapping[str, str]) -> str:
-    """What becomes of a label whose region was rejected meanwhile."""
-    if region.id not in refused:
-        return ""
-    return (
-        f". Region {region.id} was rejected ({refused[region.id]}); {file} stays where it is, and "
-        "its label is taken once the image is back as it was"
-    )
 
 
 def _counts(query: Query, ledger: Ledger) -> tuple[int, int]:

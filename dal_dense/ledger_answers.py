@@ -62,7 +62,8 @@ def keep_answer(
         _keep_conflict(store, region, label, source=source, seconds=seconds + image_seconds, note=note)
         raise LabelError(
             f"region {region.id} is answered already and {words}. The first answer stays; the other is kept in the "
-            "ledger's table conflicts. Remove the return if it was sent by mistake"
+            "ledger's table conflicts. Remove the return if it was sent by mistake; docs/howto/people.md says how to "
+            'correct an answer ("A label that was wrong")'
         )
     charged = (seconds, image_seconds, *map(rows.number, figures))
     with store.recording() as now:
@@ -71,11 +72,16 @@ def keep_answer(
 
 
 def keep_time(store: Store, region: QueryRegion, seconds: float, note: str) -> bool:
-    """Charge logged seconds, opening included, in place of the cost model's. False if a logged time stands already."""
-    known = store.select("SELECT note FROM answers WHERE region_id = ?", region.id)
+    """Charge logged seconds, opening included, in place of the cost model's, which an event `time` keeps.
+
+    False if a logged time stands already.
+    """
+    known = store.select("SELECT note, seconds, image_seconds FROM answers WHERE region_id = ?", region.id)
     if not known or known[0]["note"].endswith(LOGGED):
         return False
-    with store.recording():
+    was = {"seconds": known[0]["seconds"], "image_seconds": known[0]["image_seconds"]}
+    with store.recording() as now:
+        store.insert("events", (None, "time", rows.to_json({"region": region.id, "was": was, "seconds": seconds}), now))
         store.db.execute(
             "UPDATE answers SET seconds = ?, image_seconds = 0, note = ? WHERE region_id = ?",
             (seconds, note, region.id),

@@ -281,9 +281,9 @@ def answer(run: Run, number: int) -> Outcome:
 
 
 def take_late(run: Run) -> None:
-    """Record labels that came back after their round had gone on; they count in a run with more rounds."""
+    """Record labels and times that came back after their round had gone on; labels count in a run with more rounds."""
     asked = run.ledger.queries()
-    if asked and run.ledger.open_regions() and run.ledger.closed(asked[-1].round):
+    if asked and run.config.annotator.name == "people" and run.ledger.closed(asked[-1].round):
         outcome = run.annotator.annotate(asked[-1], pool=run.pool, ledger=run.ledger)
         for problem in outcome.problems:
             run.screen.warn(problem)

@@ -29,12 +29,14 @@ class Returned:
             batch the table of boxes, see `boxes`.
         seconds: logged labelling time; None if nobody logged it.
         source: the file it was read from, relative to the folder of returns.
+        starred: a `*` in `reviewed.txt` speaks for the file.
     """
 
     region_id: str
     label: UInt8[np.ndarray, "..."] | Float64[np.ndarray, "boxes 6"]
     seconds: float | None
     source: str
+    starred: bool = False
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,12 @@ def told_apart(found: Sequence[Returned], asked: Asked) -> list[Returned]:
     """Answers to box queries without the objects of other queries of their image and round, in the same order.
 
     Args:
-        found: one label a region.
+        found: labels; one a region, but for regions that are answered already.
         asked: what was asked; what has not come back yet is taken to hold the neighbours that belong to it.
     """
     drawn = {item.region_id: _drawn(item) for item in found}
     own = {name: boxes[np.flatnonzero(~_belonging(name, boxes, asked).any(1))] for name, boxes in drawn.items()}
-    return [_without(item, drawn[item.region_id], own, asked) for item in found]
+    return [_without(item, _drawn(item), own, asked) for item in found]
 
 
 def _drawn(item: Returned) -> Boxes:

@@ -172,7 +172,7 @@ def _on_grid(
     """The part of a returned volume that lies on the region, in the region's own axes."""
     region = entry.region
     expected = crop_affine(np.array(entry.source.affine, dtype=np.float64), region.start)
-    turn, shift = _lattice(expected, affine, values.shape, region.id, file)
+    turn, shift = _lattice(expected, affine, values.shape, entry, file)
     order = np.abs(turn).argmax(1)
     turned = values.transpose(order)
     low = []
@@ -185,7 +185,8 @@ def _on_grid(
     box: Box = tuple(-n for n in low), tuple(side - n for side, n in zip(region.shape, low, strict=True))
     if any(a < 0 or b > n for a, b, n in zip(*box, turned.shape, strict=True)):
         raise LabelError(
-            f"{file}: covers only part of region {region.id} (shape {values.shape}, expected {region.shape}); "
+            f"{file}: covers only part of region {region.id} (shape {values.shape}, expected {region.shape}; "
+            f"it begins at the region's voxel {tuple(low)}); "
             "export the label with the crop or the scan as its reference volume"
         )
     return turned[slices(box)]
@@ -195,7 +196,7 @@ def _lattice(
     expected: Float[np.ndarray, "4 4"],
     affine: Float[np.ndarray, "4 4"],
     shape: tuple[int, ...],
-    name: str,
+    entry: SidecarRegion,
     file: str,
 ) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, " 3"]]:
     """Returned voxel index to the region's: a signed permutation and a whole shift, or an error."""
@@ -205,10 +206,26 @@ def _lattice(
     turn, shift = np.rint(exact[:3, :3]), np.rint(exact[:3, 3])
     signed = (np.abs(turn).sum(0) == 1).all() and (np.abs(turn).sum(1) == 1).all()
     corners = np.stack(np.meshgrid(*[(0, n - 1) for n in shape], indexing="ij"), -1).reshape(-1, 3)
+    bent = np.abs(corners @ (exact[:3, :3] - turn).T).max()
     drift = np.abs(corners @ (exact[:3, :3] - turn).T + exact[:3, 3] - shift).max()
     if not signed or drift > LATTICE_TOLERANCE:
+        if signed and bent <= LATTICE_TOLERANCE:
+            found = f"moved by {_move(turn, exact[:3, 3], shape, entry)} voxels"
+        else:
+            found = f"its axes or voxel size differ, by up to {bent:.3g} voxels across it"
         raise LabelError(
-            f"{file}: lies on another voxel grid than region {name} (off by {drift:.3g} voxels); "
+            f"{file}: lies on another voxel grid than region {entry.region.id} ({found}); "
             "save the label on the crop's grid, without resampling or moving it"
         )
     return turn, shift
+
+
+def _move(
+    turn: Float[np.ndarray, "3 3"], shift: Float[np.ndarray, " 3"], shape: tuple[int, ...], entry: SidecarRegion
+) -> str:
+    """How far a label lies from where it was sent, along the region's axes: from the scan if it has its shape."""
+    far = turn @ (np.array(shape) - 1)
+    low = shift + np.minimum(far, 0)
+    is_scan = tuple((np.abs(far) + 1).astype(int)) == tuple(entry.source.shape)
+    home = -np.array(entry.region.start) if is_scan else 0
+    return " x ".join(f"{round(step, 2) + 0.0:g}" for step in (low - home).tolist())

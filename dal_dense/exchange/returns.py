@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,17 +34,23 @@ _SENT = ("images", "proposals", "scans", "frames", "region_masks")
 
 
 def read_returns(
-    batch_dir: Path, returns_dir: Path, *, earlier: Sequence[Path] = (), min_visible: float = 0.25
+    batch_dir: Path,
+    returns_dir: Path,
+    *,
+    earlier: Sequence[Path] = (),
+    answered: Collection[str] = (),
+    min_visible: float = 0.25,
 ) -> tuple[list[Returned], list[str]]:
     """All labels in a folder that answer a batch, and what could not be taken, a line each.
 
     Only the sidecars of the batches and files inside `returns_dir` are read; links that leave it are
-    refused. Two different labels for one region: neither is taken.
+    refused. Two different labels for one region that waits: neither is taken.
 
     Args:
         batch_dir: the batch whose `query.json` says what was asked.
         returns_dir: folder of labels, searched with its subfolders; may not be there yet.
         earlier: batches of earlier rounds that share the folder, oldest first.
+        answered: regions that have a label already; whatever differs is returned, so that each is compared with it.
         min_visible: boxes: objects cut by a region's border to less than this share are ignored.
 
     Returns:
@@ -69,7 +75,7 @@ def read_returns(
         except OSError as error:
             problems.append(f"{file}: cannot be read ({error.strerror or error}); check its permissions")
     problems += _bad_names(asked, times)
-    settled = _settled(found, times, asked, problems)
+    settled = _settled(found, times, asked, answered, problems)
     return neighbours.told_apart(settled, asked) if asked.boxes else settled, problems
 
 
@@ -79,7 +85,9 @@ def _files(root: Path, run_id: str, problems: list[str]) -> Iterator[tuple[Path,
 
     def closed(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):
-            problems.append(f"{error.filename}: cannot be looked into ({error.strerror}); check its permissions")
+            problems.append(
+                f"{_shown(Path(error.filename), root)}: cannot be looked into ({error.strerror}); check its permissions"
+            )
 
     for place, subfolders, names in os.walk(root, onerror=closed):
         folder = Path(place)
@@ -181,7 +189,7 @@ def _read(path: Path, file: str, asked: Asked, times: dict[str, float], problems
             read_document = boxes_in.read_document if asked.boxes else coco_returns.read_document
             found, bad = read_document(path, asked, file)
             problems += bad
-            return found
+            return [replace(item, starred=asked.marks.cover(file)) for item in found]
         times |= {name: s for name, s in lead.items() if name in asked.regions}
         if whole := sorted(lead.keys() & asked.images.keys() - asked.regions.keys()):
             shown = ", ".join(whole[:3]) + (f" and {len(whole) - 3} more" if len(whole) > 3 else "")
@@ -192,21 +200,24 @@ def _read(path: Path, file: str, asked: Asked, times: dict[str, float], problems
     return []
 
 
-def _settled(found: list[Returned], times: dict[str, float], asked: Asked, problems: list[str]) -> list[Returned]:
-    """One label a region, its time beside it; where two files differ, none."""
+def _settled(
+    found: list[Returned], times: dict[str, float], asked: Asked, answered: Collection[str], problems: list[str]
+) -> list[Returned]:
+    """One label a region, its time beside it; where two files differ, none, or all if the region is answered."""
     by_region: dict[str, list[Returned]] = {}
     for item in found:
         by_region.setdefault(item.region_id, []).append(item)
     settled = []
     for name in asked.regions:
         items = by_region.get(name, [])
-        others = [i.source for i in items[1:] if not _same(i.label, items[0].label)]
-        if others:
+        others = [i for i in items[1:] if not _same(i.label, items[0].label)]
+        if others and name not in answered:
             problems.append(
-                f"region {name}: {items[0].source} and {others[0]} hold different labels, so none is taken; keep one"
+                f"region {name}: {items[0].source} and {others[0].source} hold different labels, "
+                "so none is taken; keep one"
             )
-        elif items:
-            settled.append(replace(items[0], seconds=times.get(name)))
+        else:
+            settled += [replace(item, seconds=times.get(name)) for item in [*items[:1], *others]]
     return settled
 
 

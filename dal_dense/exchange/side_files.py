@@ -21,11 +21,13 @@ def read_marks(path: Path, file: str) -> Marks:
 
 
 def read_times(path: Path, file: str) -> tuple[dict[str, float], list[str]]:
-    """`times.csv` with the columns region_id,seconds: seconds by region, and the rows that are no times."""
+    """`times.csv` (region_id and seconds, `,` or `;` between): seconds by region, and the rows that are no times."""
     times: dict[str, float] = {}
     problems: list[str] = []
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
-        rows = csv.DictReader(stream)
+        first = stream.readline()
+        stream.seek(0)
+        rows = csv.DictReader(stream, delimiter=";" if ";" in first else ",")
         if not {"region_id", "seconds"} <= set(rows.fieldnames or ()):
             return {}, [f"{file}: columns {rows.fieldnames}; expected region_id,seconds in the first line"]
         for row in rows:

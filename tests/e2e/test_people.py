@@ -43,3 +43,20 @@ def test_a_round_does_not_wait_for_an_image_that_went_bad_while_people_drew(
     with Ledger.read(run_dir) as ledger:
         assert [j.region.id for j in ledger.rejected()] == lost and ledger.measurement(0) is not None
         assert {r.image_id for r in ledger.open_regions()}.isdisjoint({image})
+
+
+def test_times_of_the_last_round_are_charged_after_the_run_is_done(
+    train_al: TrainAl, data: Path, tmp_path: Path
+) -> None:
+    argv, run_dir = settings(data, tmp_path / "run", annotator__name="people", budget__rounds="1"), tmp_path / "run"
+    for number in range(2):
+        assert train_al(argv).status == 0
+        done = draw(data, batch(run_dir, number))
+    assert "all rounds are done" in train_al(argv).out
+    times = "".join(f"{name};100\n" for name in done)
+    (batch(run_dir, 1) / "returned" / "times.csv").write_text(f"region_id;seconds\n{times}")
+    assert "replace what the cost model charged" in train_al(argv).out
+    assert "warning" not in train_al(argv).out
+    with Ledger.read(run_dir) as ledger:
+        assert {e.charged_seconds for e in ledger.cost_log() if e.round == 1} == {100}
+        assert ledger.spent_by_round()[1] == 100 * len(done)

@@ -199,6 +199,92 @@ def test_a_time_that_was_logged_after_its_label_replaces_the_modelled_one_once(
         answer = ledger.answered()[0]
         assert (answer.seconds, answer.image_seconds) == (77.5, 0) and "as logged" in answer.note
         assert ledger.spent() == 77.5 and [e.charged_seconds for e in ledger.cost_log()] == [77.5]
+    assert ledger.events("time") == [
+        {"region": "r00-001", "was": {"seconds": 27.0, "image_seconds": 10.0}, "seconds": 77.5}
+    ]
+
+
+def log_times(people: People, text: str, number: int = 0) -> None:
+    (batch_of(people, number) / "returned" / "times.csv").write_text(text)
+
+
+def test_a_time_that_is_not_charged_is_told_once(people: People, pool: Pool, ledger: Ledger) -> None:
+    annotate(people, pool, ledger)
+    give_back(people, "r00-001", np.zeros((5, 5), np.uint8))
+    log_times(people, "region_id;seconds\nr00-001;75\n")
+    assert annotate(people, pool, ledger).problems == []
+    log_times(people, "region_id,seconds\nr00-001,100\n")
+    told = annotate(people, pool, ledger).problems
+    assert len(told) == 1 and str(batch_of(people) / "returned") in told[0]
+    assert "region r00-001 is charged 75 s already, as logged; 100 s came later and is not used" in told[0]
+    assert annotate(people, pool, ledger).problems == [] and ledger.spent() == 75
+
+
+def test_times_that_could_not_be_read_are_charged_once_the_file_is_mended(
+    people: People, pool: Pool, ledger: Ledger
+) -> None:
+    annotate(people, pool, ledger)
+    give_back(people, "r00-001", np.zeros((5, 5), np.uint8))
+    log_times(people, "region|seconds\nr00-001|75\n")
+    assert str(batch_of(people) / "returned" / "times.csv") in annotate(people, pool, ledger).problems[0]
+    log_times(people, "region_id,seconds\nr00-001,75\n")
+    told = annotate(people, pool, ledger).problems
+    assert told == ["logged times came after their labels and replace what the cost model charged: r00-001"]
+    assert ledger.spent() == 75 and annotate(people, pool, ledger).problems == []
+
+
+def test_every_problem_names_its_file_in_full(people: People, pool: Pool, ledger: Ledger) -> None:
+    annotate(people, pool, ledger)
+    give_back(people, "r00-001", np.zeros((6, 5), np.uint8))
+    give_back(people, "r09-001", np.zeros((6, 5), np.uint8))
+    log_times(people, "region_id,seconds\nr00-077,100\n")
+    place = batch_of(people) / "returned"
+    told = annotate(people, pool, ledger).problems
+    assert [line.partition(": ")[0] for line in told] == [
+        *map(str, (place / "r00-001.png", place / "r09-001.png", place))
+    ]
+    assert annotate(people, pool, ledger).problems == told  # the round waits: all of it, every time
+
+
+def test_of_a_closed_round_one_line_is_left(people: People, pool: Pool, ledger: Ledger) -> None:
+    annotate(people, pool, ledger)
+    for asked in FIRST.regions:
+        give_back(people, asked.id, np.zeros(asked.shape, np.uint8))
+    log_times(people, "region_id,seconds\nr00-077,100\nr00-078,1\n")
+    assert len(annotate(people, pool, ledger).problems) == 2
+    finish_round(ledger)
+    ledger.record_query(SECOND)
+    again = annotate(people, pool, ledger, SECOND).problems
+    assert len(again) == 1 and "round 0 is closed, and 2 warnings of earlier calls" in again[0]
+    log_times(people, "region_id,seconds\nr00-077,100\nr00-079,1\n")
+    again = annotate(people, pool, ledger, SECOND).problems
+    assert len(again) == 2 and "'r00-079' in times.csv was not asked" in again[0] and "1 warning" in again[1]
+
+
+def test_two_files_for_an_answered_region_leave_the_first_answer(people: People, pool: Pool, ledger: Ledger) -> None:
+    annotate(people, pool, ledger)
+    give_back(people, "r00-001", np.zeros((5, 5), np.uint8))
+    annotate(people, pool, ledger)
+    (batch_of(people) / "returned" / "later").mkdir()
+    give_back(people, "later/r00-001", np.ones((5, 5), np.uint8))
+    told = annotate(people, pool, ledger).problems
+    assert len(told) == 1 and "later/r00-001.png: region r00-001 is answered already" in told[0]
+    assert "The first answer stays" in told[0] and len(ledger.conflicts()) == 1
+
+
+def test_what_a_star_takes_is_told(people: People, pool: Pool, ledger: Ledger) -> None:
+    annotate(people, pool, ledger)
+    sent = json.loads((batch_of(people) / "coco_crops.json").read_text())
+    for name, kept in (("old.json", sent["images"][:1]), ("new.json", sent["images"][1:])):
+        images = {"images": [image | {"reviewed": False} for image in kept]}
+        (batch_of(people) / "returned" / name).write_text(json.dumps(sent | {"annotations": []} | images))
+    (batch_of(people) / "returned" / "reviewed.txt").write_text("*")
+    outcome = annotate(people, pool, ledger)
+    assert outcome.problems == [
+        f"{batch_of(people) / 'returned'}: '*' in reviewed.txt marked 3 regions as finished: "
+        "2 of new.json, 1 of old.json"
+    ]
+    assert annotate(people, pool, ledger).problems == []
 
 
 def test_a_conflict_is_reported_and_nothing_is_overwritten(people: People, pool: Pool, ledger: Ledger) -> None:
@@ -375,10 +461,10 @@ def test_a_label_of_a_finished_round_that_changed_is_a_conflict(people: People, 
         assert annotate(people, pool, ledger, SECOND).problems == []
     assert (ledger.spent(), ledger.conflicts()) == (before, [])
     give_back(people, "r00-001", np.ones((5, 5), np.uint8))
-    for _ in range(2):
-        outcome = annotate(people, pool, ledger, SECOND)
-        assert len(outcome.problems) == 1 and "r00-001.png" in outcome.problems[0]
-        assert "answered already" in outcome.problems[0]
+    told = annotate(people, pool, ledger, SECOND).problems
+    assert len(told) == 1 and "r00-001.png: region r00-001 is answered already" in told[0]
+    again = annotate(people, pool, ledger, SECOND).problems
+    assert len(again) == 1 and "round 0 is closed, and 1 warning of earlier calls" in again[0]
     assert [(c.region_id, c.note) for c in ledger.conflicts()] == [("r00-001", "r00-001.png")]
     assert {int(a.label.max()) for a in ledger.answered()} == {0} and ledger.spent() == before
 

@@ -166,6 +166,23 @@ def test_the_whole_scan_shows_proposal_and_numbered_regions(batch: Path, pool: P
     np.testing.assert_allclose(mask.affine, nib.load(pool["scan"].paths[0]).affine, atol=1e-6)
 
 
+@pytest.mark.parametrize("flipped", [False, True])
+@pytest.mark.parametrize("name", ["r00-000", "scan"])
+def test_a_moved_label_is_told_how_far_it_moved(
+    batch: Path, pool: Pool, label: np.ndarray, name: str, flipped: bool
+) -> None:
+    sent, values = geometry(batch), label
+    if name == "scan":
+        sent, values = nib.load(pool["scan"].paths[0]).affine, np.zeros((12, 11, 7), np.uint8)
+    moved = sent @ nib.affines.from_matvec(np.eye(3), (2.5, -1, 3))
+    if flipped:
+        values = values[::-1]
+        moved = moved @ nib.affines.from_matvec(np.diag([-1, 1, 1]), (len(values) - 1, 0, 0))
+    give_back(batch, np.ascontiguousarray(values), moved, f"{name}.nii.gz")
+    problems = read_returns(batch, batch / "returned")[1]
+    assert len(problems) == 1 and "(moved by 2.5 x -1 x 3 voxels)" in problems[0]
+
+
 def test_a_whole_scan_that_comes_back_is_cut_into_its_regions(batch: Path, pool: Pool) -> None:
     whole = np.random.default_rng(2).integers(0, 3, (12, 11, 7)).astype(np.uint8)
     give_back(batch, whole, nib.load(pool["scan"].paths[0]).affine, "scan.nii.gz")
@@ -237,8 +254,8 @@ def spoil(kind: str, batch: Path, label: np.ndarray) -> None:
 
 EXPECTED = {
     "half a voxel": "another voxel grid",
-    "one voxel": "covers only part",
-    "turned": "another voxel grid",
+    "one voxel": "begins at the region's voxel (1, 0, 0)",
+    "turned": "axes or voxel size differ",
     "no geometry": "another voxel grid",
     "resampled": "another voxel grid",
     "part": "covers only part",
