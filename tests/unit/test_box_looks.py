@@ -192,7 +192,7 @@ def test_the_least_sure_boxes_say_how_many_were_dropped() -> None:
 def test_a_frames_looks_of_one_size_and_its_boxes_never_bar_each_other(seed: int, boxes: int) -> None:
     made = offers(prediction(seed, boxes), spec("box"))
     for row in (~made.labelled).nonzero()[:, 0].tolist():
-        basket = Basket(made, Budget(math.inf))
+        basket = Basket(made, Budget(1e9))
         basket.take(row, 0.0)
         barred = basket.price.isinf()
         barred[row] = False

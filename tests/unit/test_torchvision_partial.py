@@ -106,9 +106,10 @@ def test_losses_are_over_the_positives_of_the_batch(network: str, match: str, mo
     """As on Detectron2: a window of few positives weighs as much as they do."""
     torch.manual_seed(0)
     detector = TorchvisionDetector(NetworkConfig(name=network, dropout=0.0), DetectionConfig(backbone="tiny"), 3)
-    ground = area_table(torch.ones(96, 96, dtype=torch.bool))
+    ground = torch.ones(96, 96, dtype=torch.bool)
+    tables = area_table(ground), area_table(~ground)
     windows = [
-        Sample(torch.rand(3, 96, 96) * 255, boxes, torch.ones(len(boxes)).long(), NONE, ground)
+        Sample(torch.rand(3, 96, 96) * 255, boxes, torch.ones(len(boxes)).long(), NONE, *tables)
         for boxes in (scattered(8, 1, 14), scattered(1, 2, 14))
     ]
     counts, stock = [], getattr(torchvision_partial, match)
