@@ -109,7 +109,7 @@ def cost_scatter(costs: Sequence[CostPair]) -> str:
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel("predicted (seconds a region)")
         axes.set_ylabel("charged (seconds a region)")
-        axes.legend(loc="upper left", handletextpad=0.2, borderaxespad=0.2)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, handletextpad=0.2)  # above: dots may lie anywhere
 
     return _svg(draw, (4.5, 3.4), "scatter")
 
