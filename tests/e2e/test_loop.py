@@ -486,7 +486,7 @@ def test_people_are_waited_for_and_believed_once(
 
     draw(data, folder, [0], wrong=True)  # a conflict
     clash = fine(train_al(people))
-    assert f"warning: {first[0]}.nii.gz: region {first[0]} is answered already" in clash.out
+    assert f"warning: {folder / 'returned' / first[0]}.nii.gz: region {first[0]} is answered already" in clash.out
     assert "The first answer stays" in clash.out and labels(run_dir) == kept
     with Ledger.read(run_dir) as ledger:
         assert [c.region_id for c in ledger.conflicts()] == [first[0]]
