@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.util
 import shlex
 import sys
 import tempfile
@@ -113,7 +112,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--config", type=Path, required=True, help="YAML file of settings")
     parser.add_argument("--out", type=Path, default=None, help="file for the table")
     given, rest = parser.parse_known_args(argv)
-    import torch  # noqa: F401  the clock needs it before the program imports it
+
+    from train_al import main as train_al
 
     from dal_dense import rounds
     from dal_dense.benchmark_runs import machine
@@ -123,7 +123,7 @@ def main(argv: list[str]) -> int:
     for name in STEPS:
         setattr(rounds, name, clock.watch(name, getattr(rounds, name)))
     with tempfile.TemporaryDirectory() as folder:
-        status: int = program()(["--config", str(given.config), *rest, "--run_dir", folder])
+        status = train_al(["--config", str(given.config), *rest, "--run_dir", folder])
     if status:
         return status
     facts = {
@@ -137,17 +137,6 @@ def main(argv: list[str]) -> int:
     if given.out is not None:
         given.out.write_text(text, encoding="utf-8")
     return 0
-
-
-def program() -> Callable[[list[str]], int]:
-    """`main` of tools/train_al.py."""
-    path = Path(__file__).with_name("train_al.py")
-    spec = importlib.util.spec_from_file_location("train_al", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found: Callable[[list[str]], int] = module.main
-    return found
 
 
 if __name__ == "__main__":

@@ -67,30 +67,9 @@ def data(clean: Path, tmp_path: Path) -> Path:
 # settings
 
 
-def setting_cases(folder: Path) -> dict[str, tuple[list[str], str, str]]:
-    """Name to (arguments, how the line begins, what to do)."""
-    root, run_dir = folder / "data", folder / "run"
-    root.mkdir()
-    (root / "dataset.json").write_text("{}")
-    (folder / "file").write_text("")
-    yaml = {
-        "unknown.yaml": f"run_dir: {run_dir}\ndata_root: {root}\ndata: {{format: msd}}\nbudget: {{round: 3}}\n",
-        "group.yaml": f"run_dir: {run_dir}\ndata_root: {root}\ndata: {{format: msd}}\nbugdet: {{rounds: 3}}\n",
-        "type.yaml": f"run_dir: {run_dir}\ndata_root: {root}\ndata: {{format: msd}}\nbudget: {{rounds: soon}}\n",
-        "broken.yaml": "run_dir: [\n",
-    }
-    for name, text in yaml.items():
-        (folder / name).write_text(text)
-    good = settings(root, run_dir)
-    bare = [a for a in good if not a.startswith("--run_dir")]
+def list_and_file_cases(folder: Path, good: list[str]) -> dict[str, tuple[list[str], str, str]]:
+    """Of `setting_cases`: lists, files of weights, misspelt groups."""
     return {
-        "unknown key": ([*good, "--budget.round=3"], "budget.round: no such setting", "did you mean budget.rounds?"),
-        "unknown group": ([*good, "--colour=3"], "colour: no such setting", "see --help"),
-        "unknown key in a file": (
-            [f"--config={folder / 'unknown.yaml'}"],
-            "budget.round: no such setting",
-            "did you mean budget.rounds?",
-        ),
         "unknown group in a file": (
             [f"--config={folder / 'group.yaml'}"],
             "bugdet.rounds: no such setting",
@@ -115,6 +94,33 @@ def setting_cases(folder: Path) -> dict[str, tuple[list[str], str, str]]:
             ],
             "task.detection.weights: no file at none.pth",
             "give the path of one",
+        ),
+    }
+
+
+def setting_cases(folder: Path) -> dict[str, tuple[list[str], str, str]]:
+    """Name to (arguments, how the line begins, what to do)."""
+    root, run_dir = folder / "data", folder / "run"
+    root.mkdir()
+    (root / "dataset.json").write_text("{}")
+    (folder / "file").write_text("")
+    yaml = {
+        "unknown.yaml": f"run_dir: {run_dir}\ndata_root: {root}\ndata: {{format: msd}}\nbudget: {{round: 3}}\n",
+        "group.yaml": f"run_dir: {run_dir}\ndata_root: {root}\ndata: {{format: msd}}\nbugdet: {{rounds: 3}}\n",
+        "type.yaml": f"run_dir: {run_dir}\ndata_root: {root}\ndata: {{format: msd}}\nbudget: {{rounds: soon}}\n",
+        "broken.yaml": "run_dir: [\n",
+    }
+    for name, text in yaml.items():
+        (folder / name).write_text(text)
+    good = settings(root, run_dir)
+    bare = [a for a in good if not a.startswith("--run_dir")]
+    return list_and_file_cases(folder, good) | {
+        "unknown key": ([*good, "--budget.round=3"], "budget.round: no such setting", "did you mean budget.rounds?"),
+        "unknown group": ([*good, "--colour=3"], "colour: no such setting", "see --help"),
+        "unknown key in a file": (
+            [f"--config={folder / 'unknown.yaml'}"],
+            "budget.round: no such setting",
+            "did you mean budget.rounds?",
         ),
         "wrong type": ([*good, "--budget.rounds=many"], "budget.rounds: got 'many'; expected", "see --help"),
         "wrong type in a file": ([f"--config={folder / 'type.yaml'}"], "budget.rounds: got 'soon'", "see --help"),
