@@ -193,17 +193,19 @@ def test_facility_location_looks_only_at_near_rows_for_the_well_served(monkeypat
 
 
 def explicit_badge(residual: Tensor, x: Tensor, key: Tensor, seed: int, count: int) -> list[int]:
-    """k-means++ on gradients that are written out, in float64, with the same draws."""
+    """k-means++ on gradients that are written out, in float64, every arrival up to date."""
     gradient = (residual.double()[:, :, None] * x.double()[:, None]).flatten(1)
     length = gradient.square().sum(1)
     rows = [int(length.argmax())]
     far = torch.full_like(length, torch.inf)
-    for n in range(1, count):
+    left = -noise.uniform(key, seed, "race").log()
+    for _ in range(1, count):
         apart = (gradient - gradient[rows[-1]]).square().sum(1)
-        far = torch.minimum(far, torch.where(apart > 1e-6 * (length + length[rows[-1]]), apart, 0))
-        value = far.clamp_min(1e-30).log() + noise.gumbel(key, seed, f"pick {n}")
-        value[rows] = -torch.inf
-        rows.append(int(value.argmax()))
+        far = torch.minimum(far, torch.where(apart > 1e-6 * (length + length[rows[-1]]), apart, 0)).clamp_min(1e-30)
+        arrival = left / far
+        arrival[rows] = torch.inf
+        rows.append(int(arrival.argmin()))
+        left = left - far * arrival[rows[-1]]
     return rows
 
 
@@ -227,12 +229,23 @@ def test_badge_draws_in_proportion_to_squared_distance() -> None:
     picker = badge(residual, x, torch.arange(4), 0)
     assert picker.next(torch.ones(4, dtype=torch.bool))[0] == 3  # the longest
     drawn = torch.zeros(4)
+    second = torch.zeros(4)
     for seed in range(2000):
         picker = badge(residual, x, torch.arange(4), seed)
         picker.add(0)
-        drawn[picker.next(torch.tensor([False, True, True, True]))[0]] += 1
+        row, _ = picker.next(torch.tensor([False, True, True, True]))
+        drawn[row] += 1
+        if row == 1:
+            continue
+        assert picker.next(torch.tensor([False, True, True, True]))[0] == row  # nothing was taken: nothing changes
+        picker.add(row)
+        far = picker.next(torch.arange(4) == 1)[1]
+        assert far == pytest.approx(1)  # of row 1, from row 0 or from row 2
+        if row == 2:  # left are row 1 at distance 1, and row 3 at 3 from row 0
+            second[picker.next(torch.tensor([False, True, False, True]))[0]] += 1
     for row, share in ((1, 1 / 14), (2, 4 / 14), (3, 9 / 14)):
         assert abs(float(drawn[row]) / 2000 - share) < 4.5 * math.sqrt(share * (1 - share) / 2000)
+    assert abs(float(second[1] / second.sum()) - 1 / 10) < 4.5 * math.sqrt(0.09 / float(second.sum()))
 
 
 # --- k-means, TypiClust
