@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from dal_dense.regions import Regions, slices
+from dal_dense.regions import Regions
 
 IGNORE = 255  # tasks.base.IGNORE; not imported, since costs must not depend on tasks
 
@@ -61,14 +61,6 @@ def contour_length(
     return CROFTON * total
 
 
-def contour_lengths(
-    probs: Float[Tensor, "classes *grid"], regions: Regions, spacing: Sequence[float], axial_axis: int | None
-) -> Float[Tensor, " regions"]:
-    """`contour_length` inside each of a few boxes."""
-    rows = [contour_length(probs[(slice(None), *slices(box))], spacing, axial_axis) for box in regions.boxes()]
-    return torch.stack(rows) if rows else probs.new_zeros(0, dtype=torch.float32)
-
-
 def _faces(spacing: Sequence[float], axial_axis: int | None) -> list[tuple[int, float]]:
     """In-plane axes, each with the length of the voxel edge that a step along it crosses."""
     plane = [a for a in range(len(spacing)) if a != axial_axis]
@@ -76,10 +68,11 @@ def _faces(spacing: Sequence[float], axial_axis: int | None) -> list[tuple[int, 
 
 
 def _variation(probs: Tensor, axis: int) -> Tensor:
-    """Half the sum of absolute steps along a grid axis; class by class, so temporaries stay one grid."""
-    if probs.device.type == "cpu":  # NumPy starts no threads for a box, and adds up the same way with any number
-        steps = [np.abs(np.diff(p.detach().float().numpy(), axis=axis)).sum() for p in probs]
-        return torch.tensor(float(np.sum(steps)) / 2)
+    """Half the sum of absolute steps along a grid axis; float64 in between."""
+    if probs.device.type == "cpu":  # OpenCV makes no copy, and adds up the same way with any number of threads
+        rows = probs.detach().float().flatten(axis + 1).flatten(0, axis).numpy()
+        step = prod(probs.shape[axis + 2 :])
+        return torch.tensor(cv2.norm(rows[:, step:], rows[:, :-step], cv2.NORM_L1) / 2 if rows.shape[1] > step else 0.0)
     total = torch.zeros((), device=probs.device)
     for p in probs:
         total = total + p.float().diff(dim=axis).abs_().sum()

@@ -19,11 +19,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dal_dense.config import CostConfig
-from dal_dense.contours import area_of, contour_length, contour_lengths, object_count
+from dal_dense.contours import area_of, contour_length, object_count
 
 __all__ = [
     "PRESETS", "PRIORS", "CostModel", "CostPrior", "Logged",
-    "area_of", "contour_length", "contour_lengths", "cost_model", "object_count", "refit",
+    "area_of", "contour_length", "cost_model", "object_count", "refit",
 ]  # fmt: skip
 
 SHRINK_ENTRIES = 8.0

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dal_dense import candidates, scores, uncertainty
-from dal_dense.contours import area_of, contour_lengths, object_count
+from dal_dense.contours import area_of, contour_length, object_count
 from dal_dense.costs import CostModel, CostPrior
 from dal_dense.errors import ConfigError, DataError
 from dal_dense.noise import region_keys
@@ -120,7 +120,7 @@ def offers_from_maps(
     found.extra[RANDOM] = torch.isin(found.key, region_keys(image_id, drawn)).float()
     known = replace(
         blank[1],
-        shares=_shares(pred, labelled),
+        shares=_normalised(scores.means_in(pred.mean, labelled)),
         embedding=_embedding(pred, labelled),
         labelled=torch.ones_like(blank[1].labelled),
         extra={name: torch.zeros_like(blank[1].score) for name in found.extra},
@@ -246,10 +246,17 @@ def _blank(regions: Regions, spec: OfferSpec, classes: int, image_id: str, image
 
 def _figures(pred: DensePrediction, spec: OfferSpec, entropy: Tensor, blank: Offers) -> Offers:
     """The rows with their exact figures."""
-    boxes = blank.regions
+    boxes, n, device = blank.regions, len(blank), pred.mean.device
     extra = {name: _means(values, boxes) for name, values in pred.maps.items()}
-    boundary = contour_lengths(pred.mean, boxes, spec.spacing, spec.axial_axis)
-    objects = _objects(pred, boxes, spec)
+    shares, class_score = torch.empty_like(blank.shares), torch.empty_like(blank.class_score)
+    boundary, objects = torch.empty(n, device=device), torch.empty(n, device=device)
+    for row, box in enumerate(boxes.boxes()):
+        probs = pred.mean[(slice(None), *slices(box))].contiguous()  # one copy for all that looks at it
+        shares[row] = scores.means_of(probs)
+        class_score[row] = scores.means_of(probs, entropy[slices(box)])
+        boundary[row] = contour_length(probs, spec.spacing, spec.axial_axis)
+        label = uncertainty.likeliest(probs).cpu().numpy()
+        objects[row] = object_count(label, spec.axial_axis, spec.background)
     area = area_of(boxes, spec.spacing, spec.axial_axis)
     score = extra[spec.score]
     if spec.pooling == "topk":
@@ -257,8 +264,8 @@ def _figures(pred: DensePrediction, spec: OfferSpec, entropy: Tensor, blank: Off
     return replace(
         blank,
         score=score.clamp_min(0),
-        class_score=scores.means_in(pred.mean, boxes, entropy).clamp_min(0),
-        shares=_shares(pred, boxes),
+        class_score=class_score.clamp_min(0),
+        shares=_normalised(shares),
         boundary=boundary,
         objects=objects,
         area=area,
@@ -273,17 +280,10 @@ def _means(values: Tensor, boxes: Regions) -> Float[Tensor, " N"]:
     return scores.means_in(values[None], boxes)[:, 0]
 
 
-def _shares(pred: DensePrediction, boxes: Regions) -> Float[Tensor, "N C"]:
-    shares = scores.means_in(pred.mean, boxes).clamp_min(0)
-    return shares / shares.sum(1, keepdim=True)  # blended windows sum to 1 only nearly
-
-
-def _objects(pred: DensePrediction, boxes: Regions, spec: OfferSpec) -> Float[Tensor, " N"]:
-    counts = []
-    for box in boxes.boxes():
-        label = uncertainty.likeliest(pred.mean[(slice(None), *slices(box))]).cpu().numpy()
-        counts.append(float(object_count(label, spec.axial_axis, spec.background)))
-    return torch.tensor(counts, dtype=torch.float32, device=pred.mean.device)
+def _normalised(shares: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
+    """Blended windows sum to 1 only nearly."""
+    shares = shares.clamp_min(0)
+    return shares / shares.sum(1, keepdim=True)
 
 
 def _embedding(pred: DensePrediction, boxes: Regions) -> Float[Tensor, "N E"]:

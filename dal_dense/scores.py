@@ -96,11 +96,14 @@ def means_in(
     rows = []
     for box in regions.boxes():
         maps, factor = values[(slice(None), *slices(box))], None if weight is None else weight[slices(box)]
-        rows.append(_means_on_cpu(maps, factor) if values.device.type == "cpu" else _means(maps, factor))
+        rows.append(means_of(maps, factor))
     return torch.stack(rows) if rows else values.new_zeros(0, values.shape[0], dtype=torch.float32)
 
 
-def _means(maps: Float[Tensor, "maps *box"], weight: Float[Tensor, "*box"] | None) -> Float32[Tensor, " maps"]:
+def means_of(maps: Float[Tensor, "maps *box"], weight: Float[Tensor, "*box"] | None = None) -> Float32[Tensor, " maps"]:
+    """Mean of each map, times `weight` where given, over all that there is."""
+    if maps.device.type == "cpu":
+        return _means_on_cpu(maps, weight)
     if weight is None:
         return maps.mean(tuple(range(1, maps.ndim)), dtype=torch.float32)
     return torch.stack([(values * weight).mean(dtype=torch.float32) for values in maps])

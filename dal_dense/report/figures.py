@@ -55,13 +55,15 @@ def learning_curve(rounds: Sequence[RoundResult], metric: str) -> str:
                 at, ends = r.seconds_charged_total / 3600, [r.interval.low + shift, r.interval.high + shift]
                 axes.plot([at, at], ends, color=INK["band"], linewidth=6, solid_capstyle="butt")
         axes.plot(x, y, color=INK["accent"], marker="o", markersize=5.5)
-        if len(x) > 1:  # below right of the first point, where a rising curve leaves room
-            axes.annotate(f"{y[0]:.3f}", (x[0], y[0]), (8, -12), textcoords="offset points")
         axes.annotate(f"{y[-1]:.3f}", (x[-1], y[-1]), (0, 9), textcoords="offset points", ha="center")
         axes.set_xlabel("expert time charged (hours)")
         axes.set_ylabel(metric_name(metric))
         axes.margins(x=0.1, y=0.18)
         _from_zero(axes, min(x), max(x))
+        if len(x) > 1:  # below right of the first point, where a rising curve leaves room, unless the axis is there
+            low, high = axes.get_ylim()
+            place = (8, -12) if y[0] - low > 0.1 * (high - low) else (-4, 7)
+            axes.annotate(f"{y[0]:.3f}", (x[0], y[0]), place, textcoords="offset points")
 
     return _svg(draw, (4.5, 3.0), "learning")
 
@@ -79,7 +81,7 @@ def class_curve(rounds: Sequence[RoundResult], name: str, limits: tuple[float, f
         axes.tick_params(labelsize=9)
         axes.set_xlabel("hours", fontsize=9, color=INK["muted"])
 
-    return _svg(draw, (2.1, 1.4), f"class-{name}")
+    return _svg(draw, (2.1, 1.4), f"class-{name}", margins={"left": 0.2, "right": 0.95, "bottom": 0.32, "top": 0.94})
 
 
 def class_limits(rounds: Sequence[RoundResult]) -> tuple[float, float]:
@@ -208,10 +210,20 @@ def _by_round(axes: Axes, label: str) -> None:
         axes.set_ylim(bottom=0)
 
 
-def _svg(draw: Callable[[Axes], None], inches: tuple[float, float], name: str) -> str:
-    """Draw on fresh axes and return an `<svg>` element fit for inlining."""
+def _svg(
+    draw: Callable[[Axes], None],
+    inches: tuple[float, float],
+    name: str,
+    margins: Mapping[str, float] | None = None,
+) -> str:
+    """Draw on fresh axes and return an `<svg>` element fit for inlining.
+
+    Without margins matplotlib finds them, for as much time as it draws: there may be a chart for each of many classes.
+    """
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=inches, layout="constrained", facecolor="none")
+        figure = Figure(figsize=inches, layout=None if margins else "constrained", facecolor="none")
+        if margins:
+            figure.subplots_adjust(**margins)
         axes = figure.subplots()
         axes.set_facecolor("none")
         draw(axes)

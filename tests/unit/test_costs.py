@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from dal_dense.config import CostConfig
-from dal_dense.contours import CROFTON, IGNORE, contour_lengths
+from dal_dense.contours import CROFTON, IGNORE
 from dal_dense.costs import (
     PRESETS,
     PRIORS,
@@ -111,9 +111,15 @@ def test_steps_to_unlabelled_ground_are_no_contour() -> None:
 def test_only_steps_inside_the_box_count() -> None:
     label = np.zeros((10, 10), np.uint8)
     label[5:] = 1
-    boxes = Regions.of([((0, 0), (5, 10)), ((4, 0), (6, 3)), ((0, 0), (10, 10))], 2)
-    got = contour_lengths(one_hot(label, 2), boxes, (1.0, 1.0), None)
-    torch.testing.assert_close(got, CROFTON * torch.tensor([0.0, 3.0, 10.0]))
+    for box, steps in (((0, 5, 0, 10), 0), ((4, 6, 0, 3), 3), ((0, 10, 0, 10), 10)):
+        inside = one_hot(label, 2)[:, box[0] : box[1], box[2] : box[3]]  # a view, as a box of an image is
+        assert contour_length(inside, (1.0, 1.0), None).item() == pytest.approx(CROFTON * steps)
+
+
+def test_a_single_row_has_steps_along_itself_only() -> None:
+    label = np.array([[0, 0, 1, 1, 0]], np.uint8)
+    for array in (label, label.T):
+        assert contour_length(one_hot(array, 2), (1.0, 1.0), None).item() == pytest.approx(CROFTON * 2)
 
 
 def test_read_only_labels_are_taken() -> None:
