@@ -13,7 +13,7 @@ from torch import Tensor
 from dal_dense import candidates, scores
 from dal_dense.box_looks import look_figures, look_windows
 from dal_dense.box_scores import box_scores
-from dal_dense.box_windows import points, quiet, worth
+from dal_dense.box_windows import quiet, worth
 from dal_dense.config import QueryConfig, UncertaintyConfig
 from dal_dense.costs import CostModel
 from dal_dense.detections import Detections, FramePrediction
@@ -295,11 +295,10 @@ def _windows(
     """Windows sought out by score and by class, and windows drawn blindly."""
     sought, drawn = [taken[:0]], [taken[:0]]
     dense = pred.dense_map()
-    probs = _shares(pred.found.probs.float())
-    fields = [points(pred, values)] + [points(pred, values * probs[:, c]) for c in range(1, spec.classes)]
+    shares = _shares(pred.found.probs.float())
     quotas = [count for _, count in candidates.share_out(spec.per_image, range(1, spec.classes))]
     for size in candidates.box_sizes(spec.kind, spec.sizes, pred.shape, None):
-        maps = worth(pred, spec.combine, values, dense, fields, size, spec.stride)
+        maps = worth(pred, spec.combine, values, dense, shares, size, spec.stride)
         for field, count in zip(maps, [spec.per_image, *quotas], strict=True):
             sought.append(scores.peaks(field, size, spec.stride, count, taken, pred.shape)[0])
         blind = candidates.random_boxes(image_id, pred.shape, size, spec.per_image, taken, seed)

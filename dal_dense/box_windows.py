@@ -1,17 +1,15 @@
 """What every window of a frame is worth, from the boxes inside: where crops are sought.
 
-The same box sums as in volumes: the score of each predicted box stands as one point at its centre, so
-that the sum over a window is exactly the sum over the boxes inside, plus a little of the dense map,
-which speaks where no box was kept.
+The score of each predicted box stands as one point at its centre, so that a window's sum is exactly that of
+the boxes inside, plus a little of the dense map, summed as in volumes, which speaks where no box was kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from dal_dense import scores
@@ -32,11 +30,11 @@ def worth(
     combine: Combine,
     values: Float[Tensor, " M"],
     dense: Float[Tensor, "rows cols"],
-    fields: Sequence[Float[Tensor, "rows cols"]],
+    shares: Float[Tensor, "M C"],
     size: tuple[int, ...],
     stride: int,
 ) -> list[Float[Tensor, "r c"]]:
-    """What a window is worth in all, then to each class, at every position of `scores.starts`; up to one scale.
+    """What a window is worth in all, then to each object class, at every position of `scores.starts`; up to scale.
 
     Means and largest scores are often equal; of equal windows the one with the larger sum is a little ahead.
 
@@ -45,24 +43,43 @@ def worth(
         combine: how boxes' scores become a window's; dense: the mean of the dense map, to a class the sum.
         values: score of each box.
         dense: the dense map on the frame's own pixels.
-        fields: `points` of the scores, and of each class's part of them.
+        shares: each class's part of a box; column 0 is of no meaning.
         size: of the windows, not larger than the frame.
         stride: step between positions, pixels.
     """
-    hum = dense * (quiet(dense, values) / (size[0] * size[1]))
-    sums = [scores.box_means(field + hum, size, stride) for field in fields]
+    hum = scores.box_means(dense, size, stride)
+    parts = torch.cat([values[:, None], values[:, None] * shares[:, 1:]], 1)
+    total, *by_class = boxes_in(pred, parts, size, stride)
+    sums = [field + hum * quiet(dense, values) for field in (total, *by_class)]
     if combine == "sum":
         return sums
     if combine == "dense":
-        return [scores.box_means(dense, size, stride), *sums[1:]]
-    total, *by_class = (scores.box_means(field, size, stride) for field in fields)
+        return [hum, *sums[1:]]
     if combine == "mean":
-        whole = total / scores.box_means(points(pred, torch.ones_like(values)), size, stride).clamp_min(TINY)
+        whole = total / boxes_in(pred, torch.ones_like(values)[:, None], size, stride)[0].clamp_min(TINY)
     else:
         whole = _largest(pred, values, size, stride)
     combined = [whole, *(whole * field / total.clamp_min(TINY) for field in by_class)]
     ahead = EQUAL * whole.amax().clamp_min(1e-6)
     return [field + ahead * near / near.amax().clamp_min(TINY) for field, near in zip(combined, sums, strict=True)]
+
+
+def boxes_in(
+    pred: FramePrediction, values: Float[Tensor, "M K"], size: tuple[int, ...], stride: int
+) -> Float[Tensor, "K r c"]:
+    """Sums over the boxes whose centres lie in a window, at every position; float64 in between, so that equals tie."""
+    rows, cols = (
+        _holds(torch.tensor(column, device=values.device), side, middle)
+        for column, side, middle in zip(
+            scores.starts(pred.shape, size, stride), size, _middles(pred).unbind(1), strict=True
+        )
+    )
+    return (values.double().T[:, None] * rows @ cols.T).float()
+
+
+def _holds(first: Int[Tensor, " p"], side: int, middle: Int[Tensor, " M"]) -> Float64[Tensor, "p M"]:
+    """1 where first..first + side holds the middle."""
+    return ((middle >= first[:, None]) & (middle < first[:, None] + side)).double()
 
 
 def _largest(
@@ -76,12 +93,6 @@ def _largest(
         here = middle[n], [i + 1 for i in middle[n]]
         best[scores.touching(columns, size, *here)] = values[n]
     return best
-
-
-def points(pred: FramePrediction, values: Float[Tensor, " M"]) -> Float[Tensor, "rows cols"]:
-    """Each box's value on the pixel of its centre."""
-    field = torch.zeros(pred.shape, device=values.device)
-    return field.index_put_(_middles(pred).unbind(1), values, accumulate=True)
 
 
 def _middles(pred: FramePrediction) -> Int[Tensor, "M 2"]:

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as nnf
 
 
 def with_offsets(
@@ -25,6 +27,16 @@ def with_offsets(
     """
     each = offsets.reshape(logits.shape[1], 4, *logits.shape[2:])
     return logits[0] + 0 * each.sum(1)
+
+
+def around(
+    grid: Float[Tensor, "channels h w"], row: Int[Tensor, " n"], column: Int[Tensor, " n"]
+) -> Float[Tensor, "n channels 9"]:
+    """The 3 x 3 neighbourhoods of some places, zero beyond the border."""
+    padded = nnf.pad(grid.permute(1, 2, 0), (0, 0, 1, 1, 1, 1))  # channels last: whole runs of memory are copied
+    width, steps = padded.shape[1], torch.arange(3, device=grid.device)
+    cells = (row * width + column)[:, None] + (steps[:, None] * width + steps).flatten()
+    return padded.flatten(0, 1)[cells].transpose(1, 2)
 
 
 @dataclass(frozen=True)

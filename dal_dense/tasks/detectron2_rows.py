@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
-from dal_dense.tasks.detection_backend import Rows, with_offsets
+from dal_dense.tasks.detection_backend import Rows, around, with_offsets
 from dal_dense.tasks.detection_partial import cut_to_image
 from dal_dense.tasks.detectron2_view import View, coarse_features, dense_map, dropped, heard
 
@@ -233,14 +233,10 @@ def _flat(places: Int[Tensor, "R 4"], grids: Sequence[tuple[int, int]], kinds: i
 
 def _patches(towers: Sequence[Float[Tensor, "1 E _ _"]], places: Int[Tensor, "R 4"]) -> Float[Tensor, "R E 9"]:
     """The 3 x 3 neighbourhood of each place in its level's tower output."""
-    step = torch.arange(3, device=places.device)
     result = towers[0].new_zeros(len(places), towers[0].shape[1], 9, dtype=torch.float32)
     for level, tower in enumerate(towers):
         chosen = places[:, 0] == level
-        row, column = places[chosen, 1], places[chosen, 2]
-        around = nnf.pad(tower[0].float(), (1, 1, 1, 1))
-        block = around[:, row[:, None, None] + step[:, None], column[:, None, None] + step]
-        result[chosen] = block.movedim(0, 1).flatten(2)
+        result[chosen] = around(tower[0].float(), places[chosen, 1], places[chosen, 2])
     return result
 
 

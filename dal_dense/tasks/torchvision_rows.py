@@ -21,7 +21,7 @@ from torch.nn import functional as nnf
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import clip_boxes_to_image
 
-from dal_dense.tasks.detection_backend import Rows, with_offsets
+from dal_dense.tasks.detection_backend import Rows, around, with_offsets
 from dal_dense.tasks.torchvision_networks import CANDIDATES
 
 
@@ -278,14 +278,11 @@ def _turned(rows: Tensor, grids: Sequence[tuple[int, ...]], each: int) -> Tensor
 
 def _patches(towers: Sequence[Tensor], places: Tensor, grids: Sequence[tuple[int, ...]]) -> Tensor:
     """The 3 x 3 neighbourhood of each place in its level's tower output (R, channels, 9)."""
-    offsets = torch.arange(3, device=places.device)
     result = towers[0].new_zeros(len(places), towers[0].shape[1], 9, dtype=torch.float32)
     first = 0
     for tower, (h, w) in zip(towers, grids, strict=True):
         inside = (places >= first) & (places < first + h * w)
-        y, x = (places[inside] - first) // w, (places[inside] - first) % w
-        around = nnf.pad(tower[0].float(), (1, 1, 1, 1))
-        block = around[:, y[:, None, None] + offsets[:, None], x[:, None, None] + offsets]
-        result[inside] = block.movedim(0, 1).flatten(2)
+        place = places[inside] - first
+        result[inside] = around(tower[0].float(), place // w, place % w)
         first += h * w
     return result
