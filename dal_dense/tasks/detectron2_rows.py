@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,9 +19,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
-from dal_dense.tasks.detection_backend import Rows, around, with_offsets
+from dal_dense.tasks.detection_backend import Rows, around, by_channel, dropped, with_offsets
 from dal_dense.tasks.detection_partial import cut_to_image
-from dal_dense.tasks.detectron2_view import View, coarse_features, dense_map, dropped, heard
+from dal_dense.tasks.detectron2_view import View, coarse_features, dense_map, heard
 
 Features = dict[str, Tensor]
 
@@ -56,6 +57,8 @@ class OneStageLook:
         view: the image.
         places: level, row, column and kind of each anchor in the image that is not mirrored.
         patches: the class tower's output under the last convolution.
+        weight: of that convolution, by kind of anchor and class.
+        bias: likewise.
         logits: without dropout.
         centre: FCOS: centreness logit; RetinaNet: nothing, shape (R, 0).
         boxes: decoded, cut, not mirrored.
@@ -66,9 +69,16 @@ class OneStageLook:
     view: View
     places: Int[Tensor, "R 4"]
     patches: Float[Tensor, "R E2 9"]
+    weight: Float[Tensor, "A K E2 9"]
+    bias: Float[Tensor, "A K"]
     logits: Float[Tensor, "R K"]
     centre: Float[Tensor, "R n"]
     boxes: Float[Tensor, "R 4"]
+
+    @cached_property
+    def by_channel(self) -> Float[Tensor, "R K E2"]:
+        """See `detection_backend.by_channel`."""
+        return by_channel(self.patches, self.places[:, 3], self.weight)
 
 
 def see(model: Any, image: Float[Tensor, "3 h w"], *, flip: bool, coarsest: int) -> tuple[View, ImageList, Features]:
@@ -115,18 +125,19 @@ def rcnn_look(model: Any, image: Float[Tensor, "3 h w"], like: RcnnLook | None, 
 
 
 def rcnn_rows(model: Any, look: RcnnLook, rate: float, dropout: int | None) -> Rows:
-    """Class distribution and box of every proposal."""
+    """Class distribution and box of every proposal; a draw drops the same features of all: it is one network."""
     predictor = model.roi_heads.box_predictor
-    found = predictor(dropped(look.hidden, rate, dropout))
+    found = predictor(look.hidden * dropped(look.hidden.new_ones(look.hidden.shape[1]), rate, dropout))
     some = Instances(look.view.size)
     some.proposal_boxes = Boxes(look.view.turn(look.proposals))
     scores = predictor.predict_probs(found, [some])[0]
-    boxes = predictor.predict_boxes(found, [some])[0].unflatten(1, (-1, 4))
     objects = scores[:, :-1]
     probs = with_background(objects) if predictor.use_sigmoid_ce else torch.cat([scores[:, -1:], objects], 1)
-    of_class = look.kind.clamp_max(boxes.shape[1] - 1)  # all classes may share one box
-    own = boxes[torch.arange(len(boxes), device=boxes.device), of_class]
-    return Rows(probs, cut_to_image(look.view.turn(own), *look.view.size), look.hidden)
+    deltas = found[1].unflatten(1, (-1, 4))
+    of_class = look.kind.clamp_max(deltas.shape[1] - 1)  # all classes may share one box
+    own = deltas[torch.arange(len(deltas), device=deltas.device), of_class]
+    boxes = predictor.box2box_transform.apply_deltas(own, some.proposal_boxes.tensor)
+    return Rows(probs, cut_to_image(look.view.turn(boxes), *look.view.size), look.hidden)
 
 
 def with_background(scores: Float[Tensor, "R K"]) -> Float[Tensor, "R C"]:
@@ -162,7 +173,7 @@ def one_stage_look(model: Any, image: Float[Tensor, "3 h w"], like: OneStageLook
         places = _turned(seen, view, strides, offset)
     else:
         places, seen = like.places, _inside(_turned(like.places, view, strides, offset), grids)
-    here = _flat(seen, grids, kinds)
+    here, last = _flat(seen, grids, kinds), model.head.cls_score
     anchors = Boxes.cat(model.anchor_generator(levels)).tensor
     boxes = view.turn(model.box2box_transform.apply_deltas(moves[here], anchors[here]))
     return OneStageLook(
@@ -171,6 +182,8 @@ def one_stage_look(model: Any, image: Float[Tensor, "3 h w"], like: OneStageLook
         view=view,
         places=places,
         patches=_patches(towers, seen),
+        weight=last.weight.float().reshape(kinds, -1, last.in_channels, 9),
+        bias=last.bias.float().reshape(kinds, -1),
         logits=logits[here],
         centre=centre[here],
         boxes=cut_to_image(boxes, *view.size),
@@ -182,14 +195,11 @@ def one_stage_rows(model: Any, look: OneStageLook, rate: float, dropout: int | N
 
     Dropout drops whole channels of a level, as in training, so that rows of one draw belong to one network.
     """
-    logits, layer = look.logits, model.head.cls_score
+    logits = look.logits
     if dropout is not None:
-        level, kind = look.places[:, 0], look.places[:, 3]
         levels, channels = len(model.head_in_features), look.patches.shape[1]
-        mask = dropped(torch.ones(levels, channels, 1, device=level.device), rate, dropout)
-        every = nnf.linear((look.patches * mask[level]).flatten(1), layer.weight.flatten(1), layer.bias)
-        every = every.float().reshape(len(every), -1, logits.shape[1])
-        logits = every[torch.arange(len(every), device=every.device), kind]
+        mask = dropped(torch.ones(levels, channels, device=logits.device), rate, dropout)[look.places[:, 0]]
+        logits = (look.by_channel @ mask[..., None])[..., 0] + look.bias[look.places[:, 3]]
     return Rows(with_background(scores(logits, look.centre)), look.boxes, look.patches[:, :, 4])
 
 

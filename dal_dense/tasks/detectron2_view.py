@@ -84,12 +84,3 @@ def heard(module: nn.Module, take: Callable[[Any], None]) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def dropped(values: Tensor, rate: float, seed: int | None) -> Tensor:
-    """One draw of dropout by its own seed; None: as they are."""
-    if seed is None or rate == 0:
-        return values
-    generator = torch.Generator(values.device).manual_seed(seed)
-    kept = torch.empty_like(values).bernoulli_(1 - rate, generator=generator)
-    return values * kept / (1 - rate)

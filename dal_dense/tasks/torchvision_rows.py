@@ -21,7 +21,7 @@ from torch.nn import functional as nnf
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import clip_boxes_to_image
 
-from dal_dense.tasks.detection_backend import Rows, around, with_offsets
+from dal_dense.tasks.detection_backend import Rows, around, by_channel, dropped, with_offsets
 from dal_dense.tasks.torchvision_networks import CANDIDATES
 
 
@@ -118,12 +118,8 @@ class OneStageLook:
 
     @cached_property
     def by_channel(self) -> Float[Tensor, "R K channels"]:
-        """What each channel adds to each row's logits: a draw of dropout is a weighted sum of these."""
-        result = self.patches.new_zeros(*self.logits.shape, self.patches.shape[1])
-        for number, weight in enumerate(self.weight):
-            mine = self.kind == number
-            result[mine] = torch.einsum("rcp,kcp->rkc", self.patches[mine], weight)
-        return result
+        """See `detection_backend.by_channel`."""
+        return by_channel(self.patches, self.kind, self.weight)
 
 
 def bernoulli_entropy(logits: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
@@ -172,10 +168,10 @@ def two_stage_look(model: Any, seen: Seen, strides: Sequence[int], like: TwoStag
 
 
 def two_stage_rows(model: Any, look: TwoStageLook, dropout: int | None) -> Rows:
-    """Class distribution and box of every proposal."""
+    """Class distribution and box of every proposal; a draw drops the same features of all: it is one network."""
     heads = model.roi_heads
-    hidden = _dropped(look.hidden, heads.box_predictor.dropout.p, dropout)
-    logits, deltas = heads.box_predictor(hidden)
+    mask = dropped(look.hidden.new_ones(look.hidden.shape[1]), heads.box_predictor.dropout.p, dropout)
+    logits, deltas = heads.box_predictor(look.hidden * mask)
     own = deltas.reshape(*logits.shape, 4)[torch.arange(len(deltas), device=deltas.device), look.kind]
     boxes = look.seen.turn(heads.box_coder.decode_single(own, look.seen.turn(look.proposals)))
     return Rows(logits.softmax(1), clip_boxes_to_image(boxes, look.seen.size), look.hidden)
@@ -222,7 +218,7 @@ def one_stage_rows(model: Any, look: OneStageLook, dropout: int | None) -> Rows:
     logits = look.logits
     if dropout is not None:
         rate = model.head.classification_head.conv[-1].p
-        masks = _dropped(look.patches.new_ones(len(look.per_level), look.patches.shape[1]), rate, dropout)
+        masks = dropped(look.patches.new_ones(len(look.per_level), look.patches.shape[1]), rate, dropout)
         levels = torch.split(look.by_channel, list(look.per_level))
         logits = torch.cat([level @ mask for level, mask in zip(levels, masks, strict=True)])
         logits += look.bias[look.kind]
@@ -241,14 +237,6 @@ def coarse_features(seen: Seen, strides: Sequence[int]) -> Float[Tensor, "E r2 c
     """Features of the third level, or of the last one."""
     level = min(2, len(strides) - 1)
     return seen.evenly(seen.levels[level][0], strides[level])
-
-
-def _dropped(values: Tensor, rate: float, seed: int | None) -> Tensor:
-    """Inverted dropout from its own seed."""
-    if seed is None:
-        return values
-    draw = torch.rand(values.shape, generator=torch.Generator(values.device).manual_seed(seed), device=values.device)
-    return torch.where(draw >= rate, values / (1 - rate), 0)
 
 
 def _best_rows(best: Tensor, grids: Sequence[tuple[int, ...]], each: int) -> Tensor:

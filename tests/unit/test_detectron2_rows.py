@@ -151,7 +151,7 @@ def test_dropout_rows_are_those_of_the_whole_map(name):
     masks = iter((torch.rand(4, 32, generator=generator) < 0.7) / 0.7)
 
     def drop(values, rate, seed):
-        return torch.stack(kept)[..., None]
+        return torch.stack(kept)
 
     kept = list(masks)
     from dal_dense.tasks import detectron2_rows

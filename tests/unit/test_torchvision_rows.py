@@ -88,7 +88,7 @@ def test_a_draw_of_dropout_drops_channels_of_each_level_as_the_whole_network_wou
     first = detector.look(image)
     look = detector.look(image, like=first, flip=flip)
     masks = (torch.rand(4, 32, generator=torch.Generator().manual_seed(7)) < 0.7) / 0.7
-    monkeypatch.setattr(torchvision_rows, "_dropped", lambda values, rate, seed: values * masks)
+    monkeypatch.setattr(torchvision_rows, "dropped", lambda values, rate, seed: values * masks)
     rows = detector.rows(look, dropout=1)
     level = iter(masks)
     drop = detector.module.head.classification_head.conv[-1]
