@@ -6,7 +6,7 @@ inner products of outer products are products of inner products, so the long vec
 The draws are one race. Every row has one exponential variate, keyed, and arrives once its rate D^2, added up over time,
 has reached it: whoever comes next does so with chance D^2 over the sum, for exponential variates have no memory. D only
 falls, so an arrival worked out with fewer rows taken is never too late: only the first to come are looked at anew, and
-all rows meet the rows taken a block at a time. Neither blocks nor the order of rows change the draw.
+all rows meet the rows taken a block at a time. Neither blocks nor the order of rows change the draw, but for rounding.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Seeding:
                 self._catch_up()
 
     def add(self, row: int) -> None:
-        """Take a row; where `next` named it, time goes on to its arrival."""
+        """Take a row; where `next` named it, time goes on to its arrival. Others must be chosen without that name."""
         if self._far is None:
             self._far = self._apart(slice(None), [row])[:, 0]
             self._arrival = self._left / _rate(self._far)

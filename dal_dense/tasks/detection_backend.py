@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as nnf
 
 
 def with_offsets(
@@ -27,46 +25,6 @@ def with_offsets(
     """
     each = offsets.reshape(logits.shape[1], 4, *logits.shape[2:])
     return logits[0] + 0 * each.sum(1)
-
-
-def around(
-    grid: Float[Tensor, "channels h w"], row: Int[Tensor, " n"], column: Int[Tensor, " n"]
-) -> Float[Tensor, "n channels 9"]:
-    """The 3 x 3 neighbourhoods of some places, zero beyond the border."""
-    padded = nnf.pad(grid.permute(1, 2, 0), (0, 0, 1, 1, 1, 1))  # channels last: whole runs of memory are copied
-    width, steps = padded.shape[1], torch.arange(3, device=grid.device)
-    cells = (row * width + column)[:, None] + (steps[:, None] * width + steps).flatten()
-    return padded.flatten(0, 1)[cells].transpose(1, 2)
-
-
-def dropped(values: Tensor, rate: float, seed: int | None) -> Tensor:
-    """One draw of inverted dropout by its own seed; None: as they are.
-
-    Of features that many rows share, one mask serves all, so that a draw is one function of the image
-    (consistent dropout; Kirsch, van Amersfoort & Gal 2019).
-    """
-    if seed is None or rate == 0:
-        return values
-    generator = torch.Generator(values.device).manual_seed(seed)
-    kept = torch.rand(values.shape, generator=generator, device=values.device).add_(1 - rate).floor_()
-    return values * kept.div_(1 - rate)
-
-
-def by_channel(
-    patches: Float[Tensor, "R channels 9"], kind: Int[Tensor, " R"], weight: Float[Tensor, "A K channels 9"]
-) -> Float[Tensor, "R K channels"]:
-    """What each channel under a 3 x 3 convolution adds to each row's logits: a draw of dropout weighs and sums these.
-
-    Args:
-        patches: what the convolution sees of each row.
-        kind: which of its place's anchors a row is.
-        weight: of the convolution, by kind of anchor and object class.
-    """
-    result = patches.new_zeros(len(patches), weight.shape[1], patches.shape[1])
-    for number, own in enumerate(weight):
-        mine = kind == number
-        result[mine] = torch.einsum("rcp,kcp->rkc", patches[mine], own)
-    return result
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,7 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
-from dal_dense.tasks.detection_backend import Rows, around, by_channel, dropped, with_offsets
+from dal_dense.tasks.detection_backend import Rows, with_offsets
+from dal_dense.tasks.detection_dropout import LastLayer, around, dropped
 from dal_dense.tasks.detection_partial import cut_to_image
 from dal_dense.tasks.detectron2_view import View, coarse_features, dense_map, heard
 
@@ -56,9 +56,7 @@ class OneStageLook:
         features: see there.
         view: the image.
         places: level, row, column and kind of each anchor in the image that is not mirrored.
-        patches: the class tower's output under the last convolution.
-        weight: of that convolution, by kind of anchor and class.
-        bias: likewise.
+        last: the last convolution at these places.
         logits: without dropout.
         centre: FCOS: centreness logit; RetinaNet: nothing, shape (R, 0).
         boxes: decoded, cut, not mirrored.
@@ -68,17 +66,10 @@ class OneStageLook:
     features: Float[Tensor, "E r2 c2"]
     view: View
     places: Int[Tensor, "R 4"]
-    patches: Float[Tensor, "R E2 9"]
-    weight: Float[Tensor, "A K E2 9"]
-    bias: Float[Tensor, "A K"]
+    last: LastLayer
     logits: Float[Tensor, "R K"]
     centre: Float[Tensor, "R n"]
     boxes: Float[Tensor, "R 4"]
-
-    @cached_property
-    def by_channel(self) -> Float[Tensor, "R K E2"]:
-        """See `detection_backend.by_channel`."""
-        return by_channel(self.patches, self.places[:, 3], self.weight)
 
 
 def see(model: Any, image: Float[Tensor, "3 h w"], *, flip: bool, coarsest: int) -> tuple[View, ImageList, Features]:
@@ -181,9 +172,13 @@ def one_stage_look(model: Any, image: Float[Tensor, "3 h w"], like: OneStageLook
         features=coarse_features(view, levels, strides),
         view=view,
         places=places,
-        patches=_patches(towers, seen),
-        weight=last.weight.float().reshape(kinds, -1, last.in_channels, 9),
-        bias=last.bias.float().reshape(kinds, -1),
+        last=LastLayer(
+            _patches(towers, seen),
+            tuple(torch.bincount(places[:, 0], minlength=len(levels)).tolist()),
+            places[:, 3],
+            last.weight.float().reshape(kinds, -1, last.in_channels, 9),
+            last.bias.float().reshape(kinds, -1),
+        ),
         logits=logits[here],
         centre=centre[here],
         boxes=cut_to_image(boxes, *view.size),
@@ -191,16 +186,9 @@ def one_stage_look(model: Any, image: Float[Tensor, "3 h w"], like: OneStageLook
 
 
 def one_stage_rows(model: Any, look: OneStageLook, rate: float, dropout: int | None) -> Rows:
-    """Class distribution and box of every anchor or point that was chosen.
-
-    Dropout drops whole channels of a level, as in training, so that rows of one draw belong to one network.
-    """
-    logits = look.logits
-    if dropout is not None:
-        levels, channels = len(model.head_in_features), look.patches.shape[1]
-        mask = dropped(torch.ones(levels, channels, device=logits.device), rate, dropout)[look.places[:, 0]]
-        logits = (look.by_channel @ mask[..., None])[..., 0] + look.bias[look.places[:, 3]]
-    return Rows(with_background(scores(logits, look.centre)), look.boxes, look.patches[:, :, 4])
+    """Class distribution and box of every anchor or point that was chosen."""
+    logits = look.logits if dropout is None else look.last.logits(rate, dropout)
+    return Rows(with_background(scores(logits, look.centre)), look.boxes, look.last.patches[:, :, 4])
 
 
 def _best_places(

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,7 +20,8 @@ from torch.nn import functional as nnf
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import clip_boxes_to_image
 
-from dal_dense.tasks.detection_backend import Rows, around, by_channel, dropped, with_offsets
+from dal_dense.tasks.detection_backend import Rows, with_offsets
+from dal_dense.tasks.detection_dropout import LastLayer, around, dropped
 from dal_dense.tasks.torchvision_networks import CANDIDATES
 
 
@@ -93,11 +93,7 @@ class OneStageLook:
         features: see `Look`.
         seen: the image.
         rows: flat number of each anchor in the unmirrored image.
-        per_level: how many of them are of each level, in order.
-        kind: which of its place's anchors it is.
-        patches: the tower's output under the last convolution.
-        weight: of that convolution, by kind of anchor and object class.
-        bias: likewise.
+        last: the last convolution at these rows, object classes only.
         logits: without dropout, object classes only.
         centre: FCOS: centreness logit; RetinaNet: nothing, shape (R, 0).
         boxes: decoded, cut, not mirrored.
@@ -107,19 +103,10 @@ class OneStageLook:
     features: Float[Tensor, "E r2 c2"]
     seen: Seen
     rows: Int[Tensor, " R"]
-    per_level: tuple[int, ...]
-    kind: Int[Tensor, " R"]
-    patches: Float[Tensor, "R channels 9"]
-    weight: Float[Tensor, "A K channels 9"]
-    bias: Float[Tensor, "A K"]
+    last: LastLayer
     logits: Float[Tensor, "R K"]
     centre: Float[Tensor, "R n"]
     boxes: Float[Tensor, "R 4"]
-
-    @cached_property
-    def by_channel(self) -> Float[Tensor, "R K channels"]:
-        """See `detection_backend.by_channel`."""
-        return by_channel(self.patches, self.kind, self.weight)
 
 
 def bernoulli_entropy(logits: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
@@ -199,11 +186,13 @@ def one_stage_look(model: Any, seen: Seen, strides: Sequence[int], like: OneStag
         features=coarse_features(seen, strides),
         seen=seen,
         rows=chosen,
-        per_level=tuple(min(CANDIDATES, h * w * each) for h, w in grids),
-        kind=kind,
-        patches=_patches(towers, here // each, grids),
-        weight=last.weight.float().reshape(each, -1, last.in_channels, 9)[:, 1:],
-        bias=last.bias.float().reshape(each, -1)[:, 1:],
+        last=LastLayer(
+            _patches(towers, here // each, grids),
+            tuple(min(CANDIDATES, h * w * each) for h, w in grids),
+            kind,
+            last.weight.float().reshape(each, -1, last.in_channels, 9)[:, 1:],
+            last.bias.float().reshape(each, -1)[:, 1:],
+        ),
         logits=logits[here],
         centre=centre[here],
         boxes=clip_boxes_to_image(boxes, seen.size),
@@ -211,20 +200,12 @@ def one_stage_look(model: Any, seen: Seen, strides: Sequence[int], like: OneStag
 
 
 def one_stage_rows(model: Any, look: OneStageLook, dropout: int | None) -> Rows:
-    """Class distribution and box of every anchor or point that was chosen.
-
-    Dropout drops whole channels of a level, as in training, so that rows of one draw belong to one network.
-    """
-    logits = look.logits
-    if dropout is not None:
-        rate = model.head.classification_head.conv[-1].p
-        masks = dropped(look.patches.new_ones(len(look.per_level), look.patches.shape[1]), rate, dropout)
-        levels = torch.split(look.by_channel, list(look.per_level))
-        logits = torch.cat([level @ mask for level, mask in zip(levels, masks, strict=True)])
-        logits += look.bias[look.kind]
+    """Class distribution and box of every anchor or point that was chosen."""
+    rate = model.head.classification_head.conv[-1].p
+    logits = look.logits if dropout is None else look.last.logits(rate, dropout)
     found = scores(logits, look.centre)
     probs = torch.cat([1 - found.amax(1, keepdim=True), found], 1)
-    return Rows(probs / probs.sum(1, keepdim=True), look.boxes, look.patches[:, :, 4])
+    return Rows(probs / probs.sum(1, keepdim=True), look.boxes, look.last.patches[:, :, 4])
 
 
 def scores(logits: Float[Tensor, "n K"], centre: Float[Tensor, "n m"]) -> Float[Tensor, "n K"]:

@@ -1,10 +1,13 @@
 """Rows of Detectron2's detectors: exact, aligned, and background first."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from detectron2_toys import NAMES, NEEDS, ONE_STAGE, detector, picture, sharp, window
 
 from dal_dense.config import DetectionConfig
+from dal_dense.tasks import detection_dropout
 from dal_dense.tasks.detection_backend import Rows
 from dal_dense.tasks.detection_partial import cut_to_image
 from dal_dense.tasks.detection_predict import suppressed
@@ -142,7 +145,7 @@ def test_a_tie_of_classes_is_no_spread_of_place():
 
 
 @pytest.mark.parametrize("name", ONE_STAGE)
-def test_dropout_rows_are_those_of_the_whole_map(name):
+def test_dropout_rows_are_those_of_the_whole_map(name, monkeypatch):
     """The last convolution under the kept rows only, against the whole map with the same channels dropped."""
     found = sharp(detector(name))
     model, image = found.module, picture(size=ODD)
@@ -154,17 +157,31 @@ def test_dropout_rows_are_those_of_the_whole_map(name):
         return torch.stack(kept)
 
     kept = list(masks)
-    from dal_dense.tasks import detectron2_rows
-
-    old, detectron2_rows.dropped = detectron2_rows.dropped, drop
-    try:
-        rows = found.rows(look, dropout=1)
-    finally:
-        detectron2_rows.dropped = old
+    monkeypatch.setattr(detection_dropout, "dropped", drop)
+    rows = found.rows(look, dropout=1)
     level = iter(kept)
     model.head.cls_score.register_forward_pre_hook(lambda module, x: (x[0] * next(level)[None, :, None, None],))
     whole = found.rows(found.look(image, like=look))
     assert torch.allclose(rows.probs, whole.probs, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_draws_under_bfloat16_are_full_precision(name):
+    found = sharp(detector(name))
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # as predict_frame does on CUDA
+        look = found.look(picture(size=ODD))
+        probs = [found.rows(look, dropout=k).probs for k in (1, 2)]
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in probs)
+    assert not torch.equal(*probs)
+
+
+def test_a_draw_of_dropout_is_one_network_for_all_proposals():
+    found = sharp(detector("faster_rcnn"))
+    look = found.look(picture(size=ODD))
+    alike = replace(look, hidden=look.hidden[:1].expand_as(look.hidden))
+    probs = found.rows(alike, dropout=1).probs
+    assert torch.allclose(probs, probs[:1].expand_as(probs), atol=1e-6)
+    assert not torch.allclose(probs, found.rows(alike, dropout=2).probs, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", NAMES)

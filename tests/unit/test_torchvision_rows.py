@@ -1,10 +1,12 @@
 """Rows against what torchvision's own forward pass finds."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from dal_dense.config import DetectionConfig, NetworkConfig
-from dal_dense.tasks import torchvision_rows
+from dal_dense.tasks import detection_dropout, torchvision_rows
 from dal_dense.tasks.detection_predict import suppressed
 from dal_dense.tasks.torchvision_detection import TorchvisionDetector
 from dal_dense.tasks.torchvision_rows import bernoulli_entropy
@@ -74,8 +76,30 @@ def test_of_several_classes_each_row_stands_for_its_likeliest() -> None:
 def test_patches_under_the_last_layer_give_its_logits(network: str) -> None:
     detector, _ = lively(network, 3)
     look = detector.look(torch.rand(3, 70, 90) * 255)
-    own = look.by_channel.sum(2) + look.bias[look.kind]
-    assert torch.allclose(own, look.logits, atol=1e-4)
+    assert torch.allclose(look.last.logits(0.0, 1), look.logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_draws_under_bfloat16_are_full_precision(network: str) -> None:
+    detector, _ = lively(network, 3)
+    image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(5)) * 255
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # as predict_frame does on CUDA
+        look = detector.look(image)
+        probs = [detector.rows(look, dropout=k).probs for k in (1, 2)]
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in probs)
+    assert not torch.equal(*probs)
+    if network != "faster_rcnn":  # its last layer is a product of the framework's own
+        assert torch.equal(probs[0], detector.rows(look, dropout=1).probs)
+
+
+def test_a_draw_of_dropout_is_one_network_for_all_proposals() -> None:
+    detector, _ = lively("faster_rcnn", 3)
+    look = detector.look(torch.rand(3, 64, 64) * 255)
+    assert isinstance(look, torchvision_rows.TwoStageLook)
+    alike = replace(look, hidden=look.hidden[:1].expand_as(look.hidden))
+    probs = detector.rows(alike, dropout=1).probs
+    assert torch.allclose(probs, probs[:1].expand_as(probs), atol=1e-6)
+    assert not torch.allclose(probs, detector.rows(alike, dropout=2).probs, atol=1e-3)
 
 
 @pytest.mark.parametrize("network", NETWORKS[1:])
@@ -88,7 +112,7 @@ def test_a_draw_of_dropout_drops_channels_of_each_level_as_the_whole_network_wou
     first = detector.look(image)
     look = detector.look(image, like=first, flip=flip)
     masks = (torch.rand(4, 32, generator=torch.Generator().manual_seed(7)) < 0.7) / 0.7
-    monkeypatch.setattr(torchvision_rows, "dropped", lambda values, rate, seed: values * masks)
+    monkeypatch.setattr(detection_dropout, "dropped", lambda values, rate, seed: values * masks)
     rows = detector.rows(look, dropout=1)
     level = iter(masks)
     drop = detector.module.head.classification_head.conv[-1]
