@@ -57,20 +57,21 @@ class LastLayer:
         shape = len(self.per_level), self.patches.shape[1]
         masks = dropped(torch.ones(shape, device=self.patches.device), rate, seed)
         with torch.autocast(self.patches.device.type, enabled=False):
-            return (
-                torch.cat(self._at_points(masks) if len(self.weight) == 1 else self._at_anchors(masks))
-                + (self.bias[self.kind])
-            )
+            return torch.cat(self._at_points(masks) if len(self.weight) == 1 else self._at_anchors(masks))
 
     def _at_points(self, masks: Float[Tensor, "levels channels"]) -> list[Float[Tensor, "_ K"]]:
         """One weight for all rows: it is masked, and a draw costs a product a level."""
         levels = torch.split(self.patches.flatten(1), list(self.per_level))
         weights = (self.weight * masks[:, None, :, None]).flatten(2)
-        return [level @ weight.T for level, weight in zip(levels, weights, strict=True)]
+        return [torch.addmm(self.bias[0], level, weight.T) for level, weight in zip(levels, weights, strict=True)]
 
     def _at_anchors(self, masks: Float[Tensor, "levels channels"]) -> list[Float[Tensor, "_ K"]]:
-        levels = torch.split(self._by_channel, list(self.per_level))
-        return [level @ mask for level, mask in zip(levels, masks, strict=True)]
+        levels, biases = (torch.split(each, list(self.per_level)) for each in (self._by_channel, self._bias))
+        return [bias + level @ mask for level, bias, mask in zip(levels, biases, masks, strict=True)]
+
+    @cached_property
+    def _bias(self) -> Float[Tensor, "R K"]:
+        return self.bias[self.kind]
 
     @cached_property
     def _by_channel(self) -> Float[Tensor, "R K channels"]:
