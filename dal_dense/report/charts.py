@@ -54,7 +54,7 @@ def by_size(results: Results) -> list[dict[str, Any]]:
     last = results.measured[-1].extra
     first = results.measured[0].extra if len(results.measured) > 1 else {}
     return [
-        _change(f"{label}, {size} objects", first.get(key + end), last.get(key + end))
+        _change(f"{label}, {size}", first.get(key + end), last.get(key + end))
         for key, label in (("ap50", "AP50"), ("ap", "AP"))
         for size, end in (("all", ""), ("small", "_small"), ("medium", "_medium"), ("large", "_large"))
     ]

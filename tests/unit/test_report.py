@@ -95,8 +95,8 @@ def test_detection_shows_ap_of_each_class_and_size_and_its_own_interval(tmp_path
     for name, key in (("AP50, all", "ap50"), ("AP50, small", "ap50_small"), ("AP, medium", "ap_medium")):
         end = last.extra[key]
         start, change = ("–", "–") if rounds == 1 else (f"{first.extra[key]:.3f}", f"{end - first.extra[key]:+.3f}")
-        assert f"{name} objects {start}{end:.3f}{change}" in rows
-    assert "AP, large objects –––" in rows  # of which there is none
+        assert f"{name} {start}{end:.3f}{change}" in rows
+    assert "AP, large –––" in rows  # of which there is none
     assert "AP50 of each class" in rows and "AP worked out anew for each drawing" in rows
     assert "centred on the curve" not in rows and "mean over 12 groups" not in rows
     assert f"12 groups (95%: {last.interval.low:.3f}–{last.interval.high:.3f})" in rows
