@@ -13,7 +13,7 @@ from tests.e2e.command import Ended, TrainAl, build_toy, main_of_script
 def train_al(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> TrainAl:
     """`tools/train_al.py` in this process, with the toy task in place of the network and no curves drawn."""
     monkeypatch.setattr(build, "build_task", build_toy)
-    monkeypatch.setattr(figures, "_svg", lambda draw, inches, name: "<svg/>")
+    monkeypatch.setattr(figures, "_svg", lambda *given, **more: "<svg/>")
     main = main_of_script()
 
     def call(argv: list[str]) -> Ended:

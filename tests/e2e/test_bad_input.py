@@ -40,7 +40,7 @@ BAD = "case_01"
 def whole_story(argv: list[str], run_dir: Path) -> list[object]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dal_dense.build.build_task", build_toy)
-        patch.setattr("dal_dense.report.figures._svg", lambda draw, inches, name: "<svg/>")
+        patch.setattr("dal_dense.report.figures._svg", lambda *given, **more: "<svg/>")
         assert main_of_script()(argv) == 0
     return story(run_dir)
 

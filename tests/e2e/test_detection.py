@@ -31,7 +31,7 @@ def plain(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     """The command with the real detector and no curves drawn."""
     from tests.e2e.command import Ended
 
-    monkeypatch.setattr("dal_dense.report.figures._svg", lambda draw, inches, name: "<svg/>")
+    monkeypatch.setattr("dal_dense.report.figures._svg", lambda *given, **more: "<svg/>")
     main = main_of_script()
 
     def call(argv: list[str]) -> Ended:

@@ -48,7 +48,7 @@ def expected(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[objec
     run_dir = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dal_dense.build.build_task", build_toy)
-        patch.setattr("dal_dense.report.figures._svg", lambda draw, inches, name: "<svg/>")
+        patch.setattr("dal_dense.report.figures._svg", lambda *given, **more: "<svg/>")
         assert main_of_script()(settings(data, run_dir)) == 0
     return story(run_dir)
 

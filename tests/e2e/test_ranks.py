@@ -45,7 +45,7 @@ def losses(run_dir: Path) -> list[float]:
 
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dal_dense.report.figures._svg", lambda draw, inches, name: "<svg/>")
+    monkeypatch.setattr("dal_dense.report.figures._svg", lambda *given, **more: "<svg/>")
 
 
 @pytest.mark.slow
