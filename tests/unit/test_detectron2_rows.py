@@ -166,7 +166,7 @@ def test_dropout_rows_are_those_of_the_whole_map(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_draws_under_bfloat16_are_full_precision(name):
+def test_draws_under_bfloat16_are_float32(name):
     found = sharp(detector(name))
     with torch.autocast("cpu", dtype=torch.bfloat16):  # as predict_frame does on CUDA
         look = found.look(picture(size=ODD))

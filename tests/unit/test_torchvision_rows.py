@@ -80,7 +80,7 @@ def test_patches_under_the_last_layer_give_its_logits(network: str) -> None:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_draws_under_bfloat16_are_full_precision(network: str) -> None:
+def test_draws_under_bfloat16_are_float32(network: str) -> None:
     detector, _ = lively(network, 3)
     image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(5)) * 255
     with torch.autocast("cpu", dtype=torch.bfloat16):  # as predict_frame does on CUDA
