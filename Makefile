@@ -21,8 +21,8 @@ demo: $(READY)  ## three loops: CT phantom, driving frames, boxes on them; print
 	$(BIN)/python tools/train_al.py --config configs/demo_driving.yaml
 	$(BIN)/python tools/train_al.py --config configs/demo_detection.yaml
 
-test: $(READY)  ## unit, conformance and end-to-end tests that can run here
-	$(BIN)/python -m pytest
+test: $(READY)  ## unit, conformance and end-to-end tests that can run here, one process a core
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 lint: $(READY)  ## ruff
 	$(BIN)/ruff check .

@@ -35,8 +35,7 @@ def area_table(known: Bool[Tensor, "h w"]) -> Float[Tensor, "h+1 w+1"]:
 
 def cut_to_image(boxes: Float[Tensor, "n 4"], height: int, width: int) -> Float[Tensor, "n 4"]:
     """Boxes x0 y0 x1 y1 cut at the image's border; one outside is empty."""
-    x, y = boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)
-    return torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], 1)
+    return boxes.clamp_min(0).minimum(boxes.new_tensor([width, height, width, height]))
 
 
 def known_share(boxes: Float[Tensor, "n 4"], known: Float[Tensor, "rows cols"]) -> Float[Tensor, " n"]:
@@ -47,20 +46,22 @@ def known_share(boxes: Float[Tensor, "n 4"], known: Float[Tensor, "rows cols"]) 
         known: the summed-area table of any ground, one row and column more than the image.
     """
     cut = cut_to_image(boxes.float(), known.shape[0] - 1, known.shape[1] - 1)
-    x0, y0, x1, y1 = cut.unbind(1)
-    inside = _at(known, y1, x1) - _at(known, y0, x1) - _at(known, y1, x0) + _at(known, y0, x0)
+    x0, y0, x1, y1 = cut.T.contiguous()
     area = (x1 - x0) * (y1 - y0)
+    far, left, top, near = _at(known, torch.stack([y1, y1, y0, y0]), torch.stack([x1, x0, x1, x0]))
+    inside = far - left - top + near
     return torch.where(area > 0, inside / area.clamp_min(1e-6), torch.zeros_like(area))
 
 
 def _at(table: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """The table between its entries; bilinear is exact, since ground is constant within a pixel."""
-    row = y.floor().long().clamp(0, table.shape[0] - 2)
-    col = x.floor().long().clamp(0, table.shape[1] - 2)
+    row, col = y.long().clamp(0, table.shape[0] - 2), x.long().clamp(0, table.shape[1] - 2)
     down, right = y - row, x - col
-    above = table[row, col] * (1 - right) + table[row, col + 1] * right
-    below = table[row + 1, col] * (1 - right) + table[row + 1, col + 1] * right
-    return above * (1 - down) + below * down
+    flat, first = table.flatten(), row * table.shape[1] + col
+    above = torch.lerp(flat.take(first), flat.take(first + 1), right)
+    first += table.shape[1]
+    below = torch.lerp(flat.take(first), flat.take(first + 1), right)
+    return torch.lerp(above, below, down)
 
 
 def may_be_background(
@@ -71,8 +72,10 @@ def may_be_background(
 ) -> Bool[Tensor, " n"]:
     """May each of these boxes, none of them a positive, be taught as background?"""
     cut = cut_to_image(boxes.float(), known.shape[0] - 1, known.shape[1] - 1)
-    rejected = overlaps(cut, absent, REJECTED) & (known_share(cut, ignored) < HIDDEN)
-    return (known_share(cut, known) >= KNOWN) | rejected
+    allowed = known_share(cut, known) >= KNOWN
+    if len(absent):
+        allowed |= overlaps(cut, absent, REJECTED) & (known_share(cut, ignored) < HIDDEN)
+    return allowed
 
 
 def overlaps(boxes: Float[Tensor, "n 4"], others: Float[Tensor, "k 4"], least: float) -> Bool[Tensor, " n"]:
