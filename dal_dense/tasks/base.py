@@ -7,11 +7,13 @@ No behaviour is inherited: adapters share functions (`uncertainty`, `scores`, `c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
+import torch
 
 from dal_dense.errors import Stopped
 from dal_dense.offers import Offers
@@ -78,9 +80,13 @@ class Hooks:
     ) -> Iterator[Seen]:
         """What `look` finds in each item, in order; each process looks at its share, and all get everything.
 
+        Two threads look at two items, so that one is read, or reduced to what is kept of it, while the network is
+        at the other; never at more, since each may hold a volume.
+
         Args:
             what: for progress.
-            look: what it returns is sent to the other processes: plain values, or tensors on the CPU.
+            look: called from two threads. What it returns is sent to the other processes: plain values, or tensors
+                on the CPU.
             items: the same in every process.
             only_first: the first process gets everything, the others nothing.
 
@@ -88,21 +94,32 @@ class Hooks:
             Stopped: the person asked to stop.
         """
         size = self.ranks.size
-        turn = size * TURN if size > 1 else 1
-        for begin in range(0, len(items), turn):
-            end = min(begin + turn, len(items))
-            mine: list[Seen] = []
-            stop = False
-            for i in range(begin + self.ranks.rank, end, size):
-                if stop := self.stopping():
-                    break
-                self.progress(what, i, len(items))
-                mine.append(look(items[i]))
-            if self.ranks.agreed(stop):
-                raise Stopped
-            everyone = self.ranks.gather(mine, only_first=only_first)
-            if everyone:
-                yield from (everyone[k % size][k // size] for k in range(end - begin))
+        turn = size * TURN if size > 1 else max(1, len(items))
+        with ThreadPoolExecutor(2, initializer=_as_here, initargs=(torch.get_num_threads(), self.ranks)) as threads:
+            for begin in range(0, len(items), turn):
+                end = min(begin + turn, len(items))
+                mine: list[Future[Seen]] = []
+                stop = False
+                for i in range(begin + self.ranks.rank, end, size):
+                    if len(mine) > 1:
+                        mine[-2].result()
+                    if stop := self.stopping():
+                        break
+                    self.progress(what, i, len(items))
+                    mine.append(threads.submit(look, items[i]))
+                found = [one.result() for one in mine]
+                if self.ranks.agreed(stop):
+                    raise Stopped
+                everyone = self.ranks.gather(found, only_first=only_first)
+                if everyone:
+                    yield from (everyone[k % size][k // size] for k in range(end - begin))
+
+
+def _as_here(threads: int, ranks: Ranks) -> None:
+    """What a new thread does not take over: the cores it may use, and its device."""
+    torch.set_num_threads(threads)
+    if ranks.device.type == "cuda" and ranks.device.index is not None:
+        torch.cuda.set_device(ranks.device)
 
 
 @dataclass(frozen=True)
@@ -163,7 +180,8 @@ class Task(Protocol):
     Promises that the conformance suite checks: `fit` with the same labels and seed gives the same
     weights; a fit that was stopped and called again ends with those very weights; ground outside
     the labelled regions has no influence on the weights; `offers` never overlap labelled ground,
-    lie inside the image and are the same whatever the order in which images are asked for.
+    lie inside the image and are the same whatever the order in which images are asked for. `offers`
+    is called from two threads with two images; the adapter guards its network (`Hooks.share`).
     """
 
     @property

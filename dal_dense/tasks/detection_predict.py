@@ -7,6 +7,7 @@ the mean scores. Memory does not grow with the number of draws.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -144,6 +145,7 @@ def predict_frame(
     detection: DetectionConfig,
     uncertainty: UncertaintyConfig,
     difficulty: Sequence[float],
+    turn: AbstractContextManager[object] | None = None,
 ) -> FramePrediction:
     """All that the engine asks of one frame.
 
@@ -154,6 +156,7 @@ def predict_frame(
         detection: scale, suppression.
         uncertainty: which draws.
         difficulty: of each class.
+        turn: held while the networks look.
 
     Raises:
         DataError: if a network gave numbers that are not finite, whether or not a box would be kept.
@@ -164,7 +167,7 @@ def predict_frame(
     size = (max(1, round(shape[0] * factor)), max(1, round(shape[1] * factor)))
     image = resized(torch.from_numpy(frame).to(device), size)
     sums = RowSums()
-    with torch.no_grad(), mixed_precision(device), deterministic(device):
+    with turn or nullcontext(), torch.no_grad(), mixed_precision(device), deterministic(device):
         first = last = detectors[0].look(image)
         dense, looks = first.dense.float(), 1
         for look, rows, mirrored in draws(detectors, uncertainty, first, image, image_id):

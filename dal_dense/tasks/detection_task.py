@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -87,6 +88,7 @@ class Detection:
         self._classes, self._device, self._boxes_of, self._seed = tuple(classes), device, boxes_of, seed
         self._matching = matching
         self._last: tuple[tuple[str, str], FramePrediction] | None = None  # so that propose repeats nothing
+        self._network = Lock()  # one frame at a time, while another one is read or reduced
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -153,9 +155,10 @@ class Detection:
         """Kept boxes, dense map and features of one frame."""
         fitted = _model(model)
         key = (fitted.sha256, record.id)
-        if self._last is None or self._last[0] != key:
-            self._last = (key, self._predict(fitted, record, self._uncertainty))
-        return self._last[1]
+        last = self._last
+        if last is None or last[0] != key:
+            self._last = last = (key, self._predict(fitted, record, self._uncertainty))
+        return last[1]
 
     def offers(
         self, model: object, record: ImageRecord, labelled: Regions, blocked: Regions, *, image: int, group: int,
@@ -191,6 +194,7 @@ class Detection:
             detection=self._task.detection,
             uncertainty=uncertainty,
             difficulty=model.card.difficulty,
+            turn=self._network,
         )
 
     def _digest(self, labelled: Sequence[LabelledImage], seed: int, previous: Path | None) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -96,12 +97,14 @@ class Geometry:
         # float32 is enough: array indices stay below 2^24 by far
         self._space = None if spacing is None else Spacing(self._spacing, dtype=np.float32)
         self._resize = None if frame_size is None else Resize(self._frame_size, mode="bilinear")
+        self._lock = Lock()  # MONAI's transforms switch their tracing off and on, and two threads are at work
 
     def image(
         self, image: Float[np.ndarray, "channels *source"], header: Header
     ) -> tuple[Float[Tensor, "channels *grid"], ModelGrid]:
         """Network input for a stored image, and the way back."""
-        moved = self._move(torch.from_numpy(np.ascontiguousarray(image)), header, nearest=False)
+        with self._lock:
+            moved = self._move(torch.from_numpy(np.ascontiguousarray(image)), header, nearest=False)
         values = self._intensity(moved.as_tensor()).float().contiguous()
         grid = ModelGrid(
             source_shape=tuple(header.shape),
@@ -118,7 +121,8 @@ class Geometry:
 
         Regions thinner than the grid are put back where they lie; see `monai_thin`.
         """
-        moved = self._move(torch.from_numpy(both.astype(np.float32)), header, nearest=True)
+        with self._lock:
+            moved = self._move(torch.from_numpy(both.astype(np.float32)), header, nearest=True)
         carried = _plain(moved.as_tensor()).round().int().contiguous()
         put_back(carried.numpy(), both, _forward(header, moved))
         return carried
@@ -138,8 +142,9 @@ class Geometry:
             operations = list(convert_applied_interp_mode(list(grid.operations), mode="bilinear"))
             moved = MetaTensor(channels, affine=grid.affine, applied_operations=operations)
             steps = [self._turn, self._space] if grid.axcodes else [self._resize]
-            for step in reversed(steps[: len(operations)]):
-                moved = step.inverse(moved)
+            with self._lock:
+                for step in reversed(steps[: len(operations)]):
+                    moved = step.inverse(moved)
             there.copy_(_plain(moved.as_tensor()))
         return back
 

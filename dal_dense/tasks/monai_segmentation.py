@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from math import prod
 from pathlib import Path
+from threading import RLock
 
 import numpy as np
 import torch
@@ -42,6 +45,9 @@ from dal_dense.uncertainty import likeliest
 
 FLIP_AXES = {3: ("left_right", "front_back", "up_down"), 2: ("up_down", "left_right")}
 """Anatomical name of each model-grid axis: volumes lie in RAS, frames as rows and columns."""
+
+LARGE = 1 << 28
+"""Probabilities of an image, 1 GiB of them, from which no second one is looked at before it is reduced."""
 
 
 class MonaiSegmentation:
@@ -86,6 +92,7 @@ class MonaiSegmentation:
         self._windows = Windows(task.train.patch, task.window_overlap, device)
         self._foreground = tuple(range(1 if task.background else 0, len(self._classes)))
         self._last: tuple[tuple[str, str], DensePrediction] | None = None  # so that propose repeats nothing
+        self._network = RLock()  # one image at a time, while another one is read or reduced
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -131,10 +138,14 @@ class MonaiSegmentation:
             truth = self._mask_of(record)
             if truth is None:
                 raise DataError(f"{record.paths[0]} is a test image without mask; give it one, or move it to the pool")
-            image, grid, _ = self._read(record)
-            sums, _ = draw_sums(measured_passes(fitted), image, self._windows, fitted.card.temperature, features=False)
-            probs = self._geometry.values_back(sums.finish()[0], grid)
-            return seen(probs, torch.from_numpy(truth).to(probs.device))
+            with self._alone_if_large(truth.shape):
+                image, grid, _ = self._read(record)
+                with self._network:
+                    sums, _ = draw_sums(
+                        measured_passes(fitted), image, self._windows, fitted.card.temperature, features=False
+                    )
+                probs = self._geometry.values_back(sums.finish()[0], grid)
+                return seen(probs, torch.from_numpy(truth).to(probs.device))
 
         for record, found in zip(records, hooks.share("evaluate", look, records), strict=True):
             board.add(record.group, found)
@@ -144,32 +155,35 @@ class MonaiSegmentation:
         """Mean probabilities, uncertainty maps and features of one image, on its stored grid."""
         fitted = _model(model)
         key = (fitted.sha256, record.id)
-        if self._last is None or self._last[0] != key:
-            self._last = None  # let go of the old one before the new one is made
-            self._last = (key, self._predict(fitted, record))
-        return self._last[1]
+        last = self._last
+        if last is None or last[0] != key:
+            self._last = last = None  # let go of the old one before the new one is made
+            self._last = last = (key, self._predict(fitted, record))
+        return last[1]
 
     def offers(
         self, model: object, record: ImageRecord, labelled: Regions, blocked: Regions, *, image: int, group: int
     ) -> Offers:
         """Regions of one image worth asking for; rows of labelled ground come last."""
+        header = read_header(record)
         spec = offer_spec(
             self._query,
-            read_header(record),
+            header,
             self._costs,
             uncertainty=self._uncertainty,
             quota_classes=self._foreground,
         )
-        return offers_from_maps(
-            self.predict(model, record),
-            spec,
-            image_id=record.id,
-            image=image,
-            group=group,
-            labelled=labelled,
-            blocked=blocked,
-            seed=self._seed,
-        )
+        with self._alone_if_large(header.shape):
+            return offers_from_maps(
+                self.predict(model, record),
+                spec,
+                image_id=record.id,
+                image=image,
+                group=group,
+                labelled=labelled,
+                blocked=blocked,
+                seed=self._seed,
+            )
 
     def propose(self, model: object, record: ImageRecord, regions: Regions) -> list[Proposal]:
         """The likeliest class of every voxel of each region, and the score map there."""
@@ -187,6 +201,10 @@ class MonaiSegmentation:
         """Identity of the weights."""
         return _model(model).sha256
 
+    def _alone_if_large(self, shape: Sequence[int]) -> AbstractContextManager[object]:
+        """Around all that is done with an image of this shape."""
+        return self._network if prod(shape) * len(self._classes) >= LARGE else nullcontext()
+
     def _read(self, record: ImageRecord) -> tuple[Tensor, ModelGrid, Header]:
         header = read_header(record)
         image, grid = self._geometry.image(checked_image(record, self._in_channels), header)
@@ -194,13 +212,14 @@ class MonaiSegmentation:
 
     def _predict(self, model: Model, record: ImageRecord) -> DensePrediction:
         image, grid, _ = self._read(record)
-        sums, features = draw_sums(
-            passes(model, self._uncertainty, self._flips, record.id),
-            image,
-            self._windows,
-            model.card.temperature,
-            features=True,
-        )
+        with self._network:
+            sums, features = draw_sums(
+                passes(model, self._uncertainty, self._flips, record.id),
+                image,
+                self._windows,
+                model.card.temperature,
+                features=True,
+            )
         mean, maps = sums.finish(dict.fromkeys(("predictive_entropy", self._uncertainty.score)))
         back = {name: self._geometry.values_back(values[None], grid)[0].clamp_min_(0) for name, values in maps.items()}
         probs = self._geometry.values_back(mean, grid)
