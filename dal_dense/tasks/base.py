@@ -116,7 +116,7 @@ class Hooks:
 
 
 def _as_here(threads: int, ranks: Ranks) -> None:
-    """What a new thread does not take over: the cores it may use, and its device."""
+    """What a new thread does not take over: how many cores a product of matrices may use, and its device."""
     torch.set_num_threads(threads)
     if ranks.device.type == "cuda" and ranks.device.index is not None:
         torch.cuda.set_device(ranks.device)

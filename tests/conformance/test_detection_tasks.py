@@ -36,6 +36,7 @@ from dal_dense.tasks.detection_partial import KNOWN, area_table, cut_to_image, k
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from toy_frames import FRAME, OBJECTS, labelled, toy_frame
+from turns import watched_networks
 
 BOXES = [((0, 0), (36, 48)), ((36, 0), (72, 48)), ((0, 48), (72, 96))]
 KINDS = ("crop", "crop", "crop")
@@ -325,11 +326,18 @@ def test_beside_single_boxes_stand_looks_on_ground_that_nobody_knows(stage: Stag
 
 
 @pytest.mark.parametrize("draws", ["single", "mc_dropout", "flips", "ensemble", "checkpoints"])
-def test_predictions_do_not_depend_on_the_order_of_images(stage: Stage, tmp_path: Path, draws: str) -> None:
+def test_predictions_do_not_depend_on_the_order_of_images_nor_on_threads(
+    stage: Stage, tmp_path: Path, draws: str
+) -> None:
     task, model = fitted(stage, tmp_path / "fit", iterations=4, draws=draws, detection={"min_score": 0.0})
     none = Regions.of([], 2)
     first = [task.offers(model, r, none, none, image=0, group=0) for r in stage.records]
-    second = [task.offers(model, r, none, none, image=0, group=0) for r in reversed(stage.records)][::-1]
+    with watched_networks() as turns:
+        looked = Hooks().share(
+            "look", lambda r: task.offers(model, r, none, none, image=0, group=0), stage.records[::-1]
+        )
+        second = [*looked][::-1]
+    assert len(turns.threads) == 2 and turns.most == 1
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a.key, b.key) and torch.equal(a.score, b.score) and torch.equal(a.embedding, b.embedding)
     pred = task.predict(model, stage.records[0])  # type: ignore[attr-defined]

@@ -28,6 +28,7 @@ from dal_dense.tasks.monai_segmentation import MonaiSegmentation
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from toy_pool import CLASSES, known, toy_record
+from turns import watched_networks
 
 SHAPES = {2: (40, 52), 3: (20, 18, 14)}
 BOXES = {
@@ -190,11 +191,16 @@ def test_offers_keep_off_labelled_and_blocked_ground(stage: Stage, tmp_path: Pat
 
 
 @pytest.mark.parametrize("draws", ["single", "mc_dropout", "flips", "ensemble", "checkpoints"])
-def test_offers_do_not_depend_on_the_order_of_images(stage: Stage, tmp_path: Path, draws: str) -> None:
+def test_offers_do_not_depend_on_the_order_of_images_nor_on_threads(stage: Stage, tmp_path: Path, draws: str) -> None:
     task, model = fitted(stage, tmp_path / "fit", iterations=3, draws=draws)
     none = Regions.of([], stage.records[0].ndim)
     first = [task.offers(model, r, none, none, image=0, group=0) for r in stage.records]
-    second = [task.offers(model, r, none, none, image=0, group=0) for r in reversed(stage.records)][::-1]
+    with watched_networks() as turns:
+        looked = Hooks().share(
+            "look", lambda r: task.offers(model, r, none, none, image=0, group=0), stage.records[::-1]
+        )
+        second = [*looked][::-1]
+    assert len(turns.threads) == 2 and turns.most == 1
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a.key, b.key) and torch.equal(a.score, b.score) and torch.equal(a.embedding, b.embedding)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from dal_dense import ranks as ranks_module
 from dal_dense.config import TrainConfig
-from dal_dense.errors import ConfigError
+from dal_dense.errors import ConfigError, DataError
 from dal_dense.noise import derive_seed
 from dal_dense.ranks import ALONE, device_of
 from dal_dense.tasks.base import Hooks
@@ -48,6 +49,35 @@ def test_all_look_and_the_order_stays(found: tuple[int, dict[str, Any]]) -> None
     size, seen = found
     assert seen["counted"] == [[i, i % size] for i in range(37)]
     assert counted(Hooks(), 37) == [(i, 0) for i in range(37)]
+
+
+def test_two_items_are_looked_at_together_and_never_three() -> None:
+    both, inside, most = threading.Barrier(2), [], []
+
+    def look(item: int) -> int:
+        inside.append(item)
+        most.append(len(inside))
+        both.wait(60)  # nobody leaves before a second one is here
+        inside.remove(item)
+        both.wait(60)
+        return item
+
+    assert list(Hooks().share("look", look, range(12))) == list(range(12))
+    assert set(most) == {1, 2}
+
+
+def test_the_first_bad_item_is_told_and_no_further_one_is_begun() -> None:
+    begun = []
+
+    def look(item: int) -> int:
+        begun.append(item)
+        if item >= 3:
+            raise DataError(f"image {item} is bad")
+        return item
+
+    with pytest.raises(DataError, match="image 3 is bad"):
+        list(Hooks().share("look", look, range(40)))
+    assert max(begun) <= 4
 
 
 def test_only_the_first_gets_what_only_the_first_needs(found: tuple[int, dict[str, Any]]) -> None:
