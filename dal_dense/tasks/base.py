@@ -22,6 +22,9 @@ from dal_dense.ranks import ALONE, Ranks
 from dal_dense.records import IGNORE as IGNORE
 from dal_dense.regions import Regions
 
+AT_ONCE = 2
+"""Images that a process looks at together; each of them may be a volume."""
+
 TURN = 8
 """Images that each process looks at before all exchange what they found."""
 
@@ -81,7 +84,7 @@ class Hooks:
         """What `look` finds in each item, in order; each process looks at its share, and all get everything.
 
         Two threads look at two items, so that one is read, or reduced to what is kept of it, while the network is
-        at the other; never at more, since each may hold a volume.
+        at the other.
 
         Args:
             what: for progress.
@@ -95,14 +98,15 @@ class Hooks:
         """
         size = self.ranks.size
         turn = size * TURN if size > 1 else max(1, len(items))
-        with ThreadPoolExecutor(2, initializer=_as_here, initargs=(torch.get_num_threads(), self.ranks)) as threads:
+        here = (torch.get_num_threads(), self.ranks)
+        with ThreadPoolExecutor(AT_ONCE, initializer=_as_here, initargs=here) as threads:
             for begin in range(0, len(items), turn):
                 end = min(begin + turn, len(items))
                 mine: list[Future[Seen]] = []
                 stop = False
                 for i in range(begin + self.ranks.rank, end, size):
-                    if len(mine) > 1:
-                        mine[-2].result()
+                    if len(mine) >= AT_ONCE:
+                        mine[-AT_ONCE].result()
                     if stop := self.stopping():
                         break
                     self.progress(what, i, len(items))

@@ -35,7 +35,8 @@ def area_table(known: Bool[Tensor, "h w"]) -> Float[Tensor, "h+1 w+1"]:
 
 def cut_to_image(boxes: Float[Tensor, "n 4"], height: int, width: int) -> Float[Tensor, "n 4"]:
     """Boxes x0 y0 x1 y1 cut at the image's border; one outside is empty."""
-    return boxes.clamp_min(0).minimum(boxes.new_tensor([width, height, width, height]))
+    x, y = boxes.reshape(len(boxes), 2, 2).unbind(2)
+    return torch.stack([x.clamp(0, width), y.clamp(0, height)], 2).flatten(1)
 
 
 def known_share(boxes: Float[Tensor, "n 4"], known: Float[Tensor, "rows cols"]) -> Float[Tensor, " n"]:
@@ -71,9 +72,9 @@ def may_be_background(
     ignored: Float[Tensor, "rows cols"],
 ) -> Bool[Tensor, " n"]:
     """May each of these boxes, none of them a positive, be taught as background?"""
-    cut = cut_to_image(boxes.float(), known.shape[0] - 1, known.shape[1] - 1)
-    allowed = known_share(cut, known) >= KNOWN
+    allowed = known_share(boxes, known) >= KNOWN
     if len(absent):
+        cut = cut_to_image(boxes.float(), known.shape[0] - 1, known.shape[1] - 1)
         allowed |= overlaps(cut, absent, REJECTED) & (known_share(cut, ignored) < HIDDEN)
     return allowed
 
