@@ -11,7 +11,7 @@ from torch import Tensor
 
 CELLS = {"cpu": 1 << 20, "gpu": 1 << 26}
 """Numbers in a block of rows."""
-SIDE = {"cpu": 1 << 9, "gpu": 1 << 13}
+SIDE = {"cpu": 1 << 10, "gpu": 1 << 13}
 """Rows, and columns, of a block of N x N."""
 
 

@@ -10,7 +10,7 @@ close to it. Lazy greedy (Minoux 1978) looks at more: the first picks lower ever
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from dal_dense.select.blocks import blocks, sides
@@ -35,14 +35,14 @@ class FacilityLocation:
             rows: features, float32; only their directions count.
             centres: features of what is labelled; M may be 0.
         """
-        self._unit = torch.nn.functional.normalize(rows, dim=1)
+        unit = torch.nn.functional.normalize(rows, dim=1)
         labelled = torch.nn.functional.normalize(centres, dim=1)
         self._bar = torch.zeros_like(rows[:, 0])  # what a cosine must exceed to serve a row better
         for part in blocks(len(rows), max(centres.shape), rows.device) if len(centres) else ():
-            best = (self._unit[part] @ labelled.T).amax(1)
+            best = (unit[part] @ labelled.T).amax(1)
             self._bar[part] = torch.where(best > 0, best + ALIKE, 0)
-        every = torch.arange(len(rows), device=rows.device)
-        self._gain = self._of_all(every, torch.full_like(self._bar, 2.0))
+        self._unit = torch.nn.functional.pad(unit, (0, 1), value=1.0)  # the last column takes a bar off, see `_of`
+        self._gain = self._anew()
 
     def next(self, allowed: Bool[Tensor, " N"]) -> tuple[int, float]:
         """The allowed row that adds most to the objective, and how much; of equals the smaller row."""
@@ -53,42 +53,43 @@ class FacilityLocation:
 
     def add(self, row: int) -> None:
         """Let a row serve those that are like it."""
-        alike = self._unit @ self._unit[row]
+        alike = self._unit[:, :-1] @ self._unit[row, :-1]
         better = (alike > self._bar).nonzero()[:, 0]
-        room = alike + ALIKE - self._bar
+        room = (alike + ALIKE - self._bar)[better]
+        if 2 * len(better) > len(alike):
+            self._bar[better] += room
+            self._gain = self._anew()
+            return
         # By the triangle inequality only rows within angle(i, pick) + arccos(bar_i) of the pick exceed the bar of i.
         angle = alike.clamp(-1, 1).acos()
         limit = angle.kthvalue(len(angle) // NEAR + 1).values
         closed = angle[better] + self._bar[better].clamp_max(1).acos() + MARGIN < limit
         near = (angle <= limit).nonzero()[:, 0]
-        self._gain[near] -= self._of(near, better[closed], room[better[closed]])
-        self._gain -= self._of_all(better[~closed], room[better[~closed]])
-        self._bar[better] += room[better]
+        self._gain[near] -= self._of(self._unit[near], better[closed], room[closed])
+        self._gain -= self._of(self._unit, better[~closed], room[~closed])
+        self._bar[better] += room
 
-    def _of(self, rows: Int[Tensor, " n"], served: Int[Tensor, " m"], room: Float[Tensor, " m"]) -> Float[Tensor, " n"]:
-        """What rows add by serving others better, each by so much at most, float64."""
-        found = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-        for few in sides(len(served), rows.device):
-            bar, unit, none = self._bar[served[few]], self._unit[served[few]].T, torch.zeros_like(room[few])
-            for part in sides(len(rows), rows.device):
-                more = torch.addmm(-bar, self._unit[rows[part]], unit)
-                found[part] += more.clamp_(none, room[few]).sum(1)
+    def _anew(self) -> Float64[Tensor, " N"]:
+        """What each row adds now; the similarity of two rows is worked out once for both."""
+        found, unit = torch.zeros_like(self._bar, dtype=torch.float64), self._unit[:, :-1]
+        for a in sides(len(unit), unit.device):
+            for b in sides(a.stop, unit.device):
+                alike = unit[a] @ unit[b].T
+                found[a] += (alike - self._bar[b]).clamp_min_(0).sum(1)
+                if a != b:
+                    found[b] += alike.sub_(self._bar[a, None]).clamp_min_(0).sum(0)
         return found
 
-    def _of_all(self, served: Int[Tensor, " m"], room: Float[Tensor, " m"]) -> Float[Tensor, " N"]:
-        """The same of all rows; the similarity of two of the served is worked out once for both."""
-        other = torch.ones_like(self._bar, dtype=torch.bool)
-        other[served] = False
-        rest = other.nonzero()[:, 0]
-        found = torch.zeros_like(self._bar, dtype=torch.float64)
-        found[rest] = self._of(rest, served, room)
-        bar, none, inner = self._bar[served], torch.zeros_like(room), torch.zeros_like(room, dtype=torch.float64)
-        for a in sides(len(served), served.device):
-            unit = self._unit[served[a]]
-            for b in sides(a.stop, served.device):
-                alike = unit @ self._unit[served[b]].T
-                inner[a] += (alike - bar[b]).clamp_(none[b], room[b]).sum(1)
-                if a != b:
-                    inner[b] += alike.sub_(bar[a, None]).clamp_(none[a, None], room[a, None]).sum(0)
-        found[served] = inner
+    def _of(
+        self, unit: Float[Tensor, "n F"], served: Int[Tensor, " m"], room: Float[Tensor, " m"]
+    ) -> Float64[Tensor, " n"]:
+        """What rows add by serving others better, each by so much at most.
+
+        One product gives (cosine - bar) / room, which then lies in 0..1 for all: bounds of their own cost more time.
+        """
+        found = torch.zeros_like(unit[:, 0], dtype=torch.float64)
+        for few in sides(len(served), unit.device):
+            wanted = torch.cat([self._unit[served[few], :-1], -self._bar[served[few], None]], 1) / room[few, None]
+            for part in sides(len(unit), unit.device):
+                found[part] += (unit[part] @ wanted.T).clamp_(0, 1) @ room[few]
         return found

@@ -177,6 +177,28 @@ def least_traffic(sums: Sums) -> float:
     return draws.count * 4.0 * (3 * total.numel() + 2 * entropies.numel())
 
 
+def bald_ours(draws: Draws) -> Tensor:
+    """Running sums."""
+    sums = DrawSums()
+    for draw in draws:
+        sums.add(draw)
+    return sums.finish(NAMES[1:2])[1][SCORE]
+
+
+def bald_baal(draws: Draws) -> Tensor:
+    """baal's BALD, with the draws along the last axis as it wants them."""
+    from baal.active.heuristics import BALD
+
+    found = BALD(reduction="none").get_uncertainties(torch.stack(list(draws), -1)[None].numpy())
+    return torch.from_numpy(found[0])
+
+
+def judge_bald(draws: Draws, found: Tensor) -> Mapping[str, float]:
+    """Against float64, in a few planes."""
+    some = torch.stack([d[:, :4].double() for d in draws])
+    return {"largest error": float((found[:4].cpu() - uncertainty.mutual_information(some).cpu()).abs().max())}
+
+
 CASES: tuple[Case, ...] = (
     Case(
         name="crops 256^3",
@@ -186,6 +208,14 @@ CASES: tuple[Case, ...] = (
         make=lambda device: make_draws(device, 6, (256, 256, 256), 5),
         ways={"dal_dense": Way(ours, cuda=True), "plain": Way(plain)},
         judge=judge_crops,
+    ),
+    Case(
+        name="bald 256x256x128",
+        work="mutual information of every voxel, 5 draws of 6 classes over 256 x 256 x 128 voxels",
+        goal="none; baal's heuristics need all draws at once",
+        make=lambda device: make_draws(device, 6, (128, 256, 256), 5),
+        ways={"dal_dense": Way(bald_ours, cuda=True), "baal": Way(bald_baal, needs="baal", peer=True)},
+        judge=judge_bald,
     ),
     Case(
         name="draws 512x512x300",

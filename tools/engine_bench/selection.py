@@ -283,7 +283,7 @@ CASES: tuple[Case, ...] = (
     Case(
         name="facility-location",
         work="10,000 x 256 features, 200 picked; similarity is the cosine, 0 where it is negative",
-        goal="at most half the CPU time of apricot and submodlib, at most 100 MiB, the objective within 0.1 %",
+        goal="at most half the time of apricot and submodlib, at most 100 MiB, the objective within 0.1 %",
         make=lambda device: mixture(10_000, device),
         ways={
             "dal_dense": Way(facility_ours, cuda=True),
