@@ -36,7 +36,7 @@ from dal_dense.report.gallery import tiles_for_query
 from dal_dense.report.page import write_report
 from dal_dense.report.words import duration, figure
 from dal_dense.results import collect
-from dal_dense.run import Run, grow, know_initial_masks, quarantine, refuse_if_most_fail, unreadable
+from dal_dense.run import Run, grow, know_initial_masks, quarantine, refuse_if_most_fail, unreadable, without_bad
 from dal_dense.tasks.base import FitReport, LabelledImage, Measurement, Proposal
 
 MODEL_FREE = ("random", "uniform")
@@ -104,12 +104,13 @@ def _chosen(run: Run, query: Query, seconds: float) -> Query:
     """The query with the regions that these seconds buy."""
     offers, names = offers_of_pool(run, query.round, query.strategy)
     offers = priced(run, offers, query)
-    asked = run.config.query
-    budget = Budget(seconds, asked.max_per_image, asked.max_per_group, asked.min_gap)
+    limits = run.config.query
+    budget = Budget(seconds, limits.max_per_image, limits.max_per_group, limits.min_gap)
     when = Round(query.round, run.config.budget.rounds, query.seed)
     while True:
         chosen = acquire(offers, budget, run.config.strategy, when, quota_classes=run.quota_classes, checked=True)
-        bad = unreadable(run, {names[i] for i in offers.image[chosen.rows].tolist()})
+        asked = {names[i] for i in offers.image[chosen.rows].tolist()}
+        bad = unreadable(run, asked, looked=not without_model(run, query.round, query.strategy))
         if not bad:
             return query_of(query, offers, chosen, names, run.pool.classes)
         gone = torch.tensor([name in bad for name in names], device=offers.device)
@@ -263,16 +264,21 @@ def answer(run: Run, number: int) -> Outcome:
     query = run.ledger.query(number)
     if query is None:
         raise LedgerError(f"round {number} has asked nothing in {run.folder}")
+    propose = functools.cache(lambda: proposals(run, query))  # the gallery and the batch show the same
 
-    unreadable(run, {r.image_id for r in run.ledger.open_regions(number)} - run.pool.quarantined.keys())
+    def waiting() -> set[str]:
+        return {r.image_id for r in run.ledger.open_regions(number)}
 
-    @functools.cache  # the gallery and the batch show the same
-    def propose() -> Proposed:
-        return proposals(run, query)
+    drawn = run.folder / "gallery" / f"legend-{number}.json"
+    if drawn.exists():  # asked in an earlier call: nobody need wait for an image that went bad since
+        unreadable(run, waiting())
 
-    if query.regions and not (run.folder / "gallery" / f"legend-{number}.json").exists():
-        draw_gallery(run, query, propose())
-    outcome = run.annotator.annotate(query, pool=run.pool, ledger=run.ledger, propose=propose)
+    def annotate() -> Outcome:
+        if query.regions and not drawn.exists():
+            draw_gallery(run, query, propose())
+        return run.annotator.annotate(query, pool=run.pool, ledger=run.ledger, propose=propose)
+
+    outcome = without_bad(run, waiting, annotate)
     for problem in outcome.problems:
         run.screen.warn(problem)
     if outcome.enough(run.config.annotator.proceed_at):
@@ -320,19 +326,19 @@ def draw_gallery(run: Run, query: Query, proposed: Proposed) -> None:
 def fit(run: Run, number: int) -> FitReport:
     """Train on everything that is labelled by now; an image that went bad meanwhile is quarantined."""
     last = run.ledger.fit(number - 1) if number else None
-    while True:
-        try:
-            labelled = labelled_images(run.ledger, run.pool, upto=number)
-            warn_of_absent_classes(run, labelled)
-            seed, out = run.ledger.seed_for("fit", number), run.folder / "models" / f"round_{number:03d}"
-            given = (labelled, seed, out, last.weights if last else None)
-            if run.config.task.train.parts == 1:  # nothing to share out
-                return jobs.fit(run.task, run.screen.hooks(), *given)
-            return run.together(jobs.fit, *given)
-        except DataError:
-            used = {r.image_id for r in run.ledger.answered_regions()} | {i.image_id for i in run.ledger.initial()}
-            if not unreadable(run, used - run.pool.quarantined.keys()):
-                raise
+
+    def train() -> FitReport:
+        labelled = labelled_images(run.ledger, run.pool, upto=number)
+        warn_of_absent_classes(run, labelled)
+        seed, out = run.ledger.seed_for("fit", number), run.folder / "models" / f"round_{number:03d}"
+        given = (labelled, seed, out, last.weights if last else None)
+        alone = run.config.task.train.parts == 1  # nothing to share out
+        return jobs.fit(run.task, run.screen.hooks(), *given) if alone else run.together(jobs.fit, *given)
+
+    def used() -> set[str]:
+        return {r.image_id for r in run.ledger.answered_regions()} | {i.image_id for i in run.ledger.initial()}
+
+    return without_bad(run, used, train)
 
 
 def warn_of_absent_classes(run: Run, labelled: Sequence[LabelledImage]) -> None:

@@ -59,19 +59,45 @@ class Run:
         return tuple(range(1 if self.config.task.background else 0, len(self.pool.classes)))
 
 
-def unreadable(run: Run, names: set[str]) -> set[str]:
-    """Those of these images that cannot be read; each is quarantined and listed."""
+def unreadable(run: Run, names: set[str], *, looked: bool = False) -> set[str]:
+    """Those of these images that cannot be read, of those not set aside yet; each is quarantined and listed.
+
+    Args:
+        run: its pool loses them.
+        names: ids of images.
+        looked: their pixels have just been read, so only their labels can still be bad.
+    """
     bad = set()
     initial = {i.image_id for i in run.ledger.initial()}
-    for name in sorted(names):
+    for name in sorted(names - run.pool.quarantined.keys()):
         try:
-            read_image(run.pool[name], channels=run.channels)
+            if not looked:
+                read_image(run.pool[name], channels=run.channels)
             if run.config.annotator.name == "oracle" or name in initial:
                 run.pool.truth(run.pool[name])
         except DataError as problem:
             quarantine(run, name, problem)
             bad.add(name)
     return bad
+
+
+def without_bad(run: Run, names: Callable[[], set[str]], job: Callable[[], T]) -> T:
+    """Run a job; where it meets an image that went bad meanwhile, the image is set aside and the job begins again.
+
+    Args:
+        run: its pool loses the image.
+        names: ids of the images that the job needs.
+        job: may run again after it has raised.
+
+    Raises:
+        DataError: the job's, if all images are sound.
+    """
+    while True:
+        try:
+            return job()
+        except DataError:
+            if not unreadable(run, names()):
+                raise
 
 
 def quarantine(run: Run, image_id: str, problem: DataError) -> None:

@@ -29,6 +29,8 @@ def main(argv: list[str]) -> int:
         with open_run(config, screen, ranks) as run:
             ledger = run.ledger
             while (number := ledger.round) <= config.budget.rounds:
+                if number:
+                    rounds.report(run)
                 if rounds.ask(run, number) is None:  # the budget is spent, or nothing is left to ask
                     break
                 if not ledger.closed(number):
@@ -40,7 +42,6 @@ def main(argv: list[str]) -> int:
                     ledger.record_fit(number, rounds.fit(run, number))
                 ledger.record_measurement(number, rounds.measure(run, number))
                 screen.say(rounds.table(run))
-                rounds.report(run)
             else:
                 screen.say("all rounds are done")
             rounds.take_late(run)

@@ -36,6 +36,7 @@ STYLE = {
     "ytick.color": INK["muted"],
     "xtick.major.size": 0.0,
     "ytick.major.size": 0.0,
+    "xtick.major.pad": 6.0,
     "legend.frameon": False,
     "legend.fontsize": 10.5,
     "lines.linewidth": 2.0,
@@ -81,7 +82,7 @@ def class_curve(rounds: Sequence[RoundResult], name: str, limits: tuple[float, f
         axes.tick_params(labelsize=9)
         axes.set_xlabel("hours", fontsize=9, color=INK["muted"])
 
-    return _svg(draw, (2.1, 1.4), f"class-{name}", margins={"left": 0.2, "right": 0.95, "bottom": 0.32, "top": 0.94})
+    return _svg(draw, (2.1, 1.4), f"class-{name}", room=(0.42, 0.46, 0.1, 0.08))
 
 
 def class_limits(rounds: Sequence[RoundResult]) -> tuple[float, float]:
@@ -113,7 +114,7 @@ def cost_scatter(costs: Sequence[CostPair]) -> str:
         axes.set_ylabel("charged (seconds a region)")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, handletextpad=0.2)  # above: dots may lie anywhere
 
-    return _svg(draw, (4.5, 3.4), "scatter")
+    return _svg(draw, (4.5, 3.4), "scatter", room=(0.8, 0.54, 0.1, 0.34))
 
 
 def cost_by_round(rounds: Sequence[RoundResult]) -> str:
@@ -214,16 +215,16 @@ def _svg(
     draw: Callable[[Axes], None],
     inches: tuple[float, float],
     name: str,
-    margins: Mapping[str, float] | None = None,
+    room: tuple[float, float, float, float] = (0.8, 0.54, 0.1, 0.12),
 ) -> str:
     """Draw on fresh axes and return an `<svg>` element fit for inlining.
 
-    Without margins matplotlib finds them, for as much time as it draws: there may be a chart for each of many classes.
+    The room left, below, right and above, in inches, is told: to find it, matplotlib draws everything twice.
     """
+    (width, height), (left, below, right, above) = inches, room
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=inches, layout=None if margins else "constrained", facecolor="none")
-        if margins:
-            figure.subplots_adjust(**margins)
+        figure = Figure(figsize=inches, facecolor="none")
+        figure.subplots_adjust(left / width, below / height, 1 - right / width, 1 - above / height)
         axes = figure.subplots()
         axes.set_facecolor("none")
         draw(axes)

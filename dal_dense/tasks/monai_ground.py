@@ -9,13 +9,13 @@ from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt16
+from jaxtyping import UInt16
 
 from dal_dense.config import TrainConfig
 from dal_dense.errors import DataError, Stopped
 from dal_dense.images import read_header, read_image
 from dal_dense.noise import region_keys, uniform
-from dal_dense.records import Header, ImageRecord
+from dal_dense.records import Header
 from dal_dense.regions import slices
 from dal_dense.tasks.base import IGNORE, Hooks, LabelledImage
 from dal_dense.tasks.monai_batches import Piece, cut_pieces
@@ -95,7 +95,7 @@ def gather(
         if not len(known.regions):
             continue
         header = read_header(known.record)
-        image, grid = geometry.image(checked_image(known.record, in_channels), header)
+        image, grid = geometry.image(read_image(known.record, channels=in_channels), header)
         both = geometry.labels(paste(known, header), header)
         apart = [n for n in range(len(known.labels)) if (known.record.id, n) in held]
         rest = [n for n in range(len(known.labels)) if n not in apart]
@@ -106,21 +106,6 @@ def gather(
         shown += cut(keep=[n + 1 for n in rest])
         kept += cut(keep=[n + 1 for n in apart])
     return Ground(tuple(shown), tuple(kept))
-
-
-def checked_image(record: ImageRecord, in_channels: int) -> Float32[np.ndarray, "channels *grid"]:
-    """Read an image that must have so many channels.
-
-    Raises:
-        DataError: if it cannot be read, or has another number of channels.
-    """
-    image = read_image(record)
-    if image.shape[0] != in_channels:
-        raise DataError(
-            f"{record.paths[0]}: {image.shape[0]} channels, but the first image of the pool has {in_channels}; "
-            "convert the image, or keep it in a pool of its own kind"
-        )
-    return image
 
 
 def paste(known: LabelledImage, header: Header) -> UInt16[np.ndarray, "2 *grid"]:

@@ -26,7 +26,7 @@ from torch import Tensor
 from dal_dense.config import QueryConfig, TaskConfig, UncertaintyConfig
 from dal_dense.costs import CostModel
 from dal_dense.errors import ConfigError, DataError
-from dal_dense.images import read_header
+from dal_dense.images import read_header, read_image
 from dal_dense.offer_maps import DensePrediction, offers_from_maps
 from dal_dense.offers import Offers
 from dal_dense.query_sizes import offer_spec
@@ -35,7 +35,7 @@ from dal_dense.regions import Regions, slices
 from dal_dense.tasks.base import FitReport, Hooks, LabelledImage, Measurement, Proposal
 from dal_dense.tasks.monai_evaluate import Scoreboard, Seen, seen
 from dal_dense.tasks.monai_geometry import Geometry, ModelGrid, turn_back
-from dal_dense.tasks.monai_ground import checked_image, gather, held_out
+from dal_dense.tasks.monai_ground import gather, held_out
 from dal_dense.tasks.monai_infer import Windows, draw_sums, measured_passes, passes
 from dal_dense.tasks.monai_members import Plan, fit_members
 from dal_dense.tasks.monai_networks import check_patch
@@ -207,7 +207,7 @@ class MonaiSegmentation:
 
     def _read(self, record: ImageRecord) -> tuple[Tensor, ModelGrid, Header]:
         header = read_header(record)
-        image, grid = self._geometry.image(checked_image(record, self._in_channels), header)
+        image, grid = self._geometry.image(read_image(record, channels=self._in_channels), header)
         return image, grid, header
 
     def _predict(self, model: Model, record: ImageRecord) -> DensePrediction:
