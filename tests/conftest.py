@@ -1,5 +1,6 @@
 """Options and fixtures for all tests."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,11 @@ import pytest
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--data-root`: where the public data sets lie."""
     parser.addoption("--data-root", default="../shared/data", help="folder of the public data sets")
+
+
+def pytest_configure() -> None:
+    """Programs that tests start, too, have a neighbour on the other core."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

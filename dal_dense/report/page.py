@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import struct
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from matplotlib.colors import to_hex
 
 from dal_dense.query import Query, QueryRegion
@@ -44,9 +45,7 @@ def render(results: Results, query: Query | None, run_dir: Path) -> str:
     colours: dict[str, str] = legend["classes"]
     known = {c: None for r in results.measured for c in r.per_class}
     classes = [c for c in colours if c in known] + [c for c in known if c not in colours]
-    source = files("dal_dense.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return template.from_string(source).render(
+    return _template().render(
         title=run_dir.resolve().name,
         subtitle=_subtitle(results),
         run=results.run,
@@ -66,6 +65,13 @@ def render(results: Results, query: Query | None, run_dir: Path) -> str:
         config=json.dumps(results.config, indent=2, ensure_ascii=False),
         versions=results.versions,
     )
+
+
+@functools.cache
+def _template() -> Template:
+    source = files("dal_dense.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(source)
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -89,7 +89,7 @@ def same_choice(
 
 
 @pytest.mark.parametrize("name", sorted(RANKINGS))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     case=cases(),
     shards=st.integers(1, 4),
@@ -122,7 +122,7 @@ def flat(n: int, seed: int) -> Offers:
 
 
 @given(n=st.integers(5, 40), seed=st.integers(0, 1000), bought=st.integers(1, 30), count=st.integers(1, 9))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_at_equal_cost_it_is_the_highest_scores(n: int, seed: int, bought: int, count: int) -> None:
     offers = flat(n, seed)
     by_score = sorted(range(n), key=lambda i: (-float(offers.score[i]), int(offers.key[i])))
@@ -151,7 +151,7 @@ def brute_force(offers: Offers, worth: torch.Tensor, budget: Budget) -> float:
 
 
 @given(seed=st.integers(0, 10**6), n=st.integers(1, 12), seconds=st.floats(20, 60))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_better_of_two_is_worth_half_the_optimum(seed: int, n: int, seconds: float) -> None:
     gen = torch.Generator().manual_seed(seed)
     offers = flat(n, seed)
@@ -170,7 +170,7 @@ def test_better_of_two_is_worth_half_the_optimum(seed: int, n: int, seconds: flo
 
 
 @given(case=cases(), rows=st.integers(1, 12))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_with_openings_overlaps_and_caps_it_lies_between_the_best_single_and_the_optimum(case: Case, rows: int) -> None:
     recipe, budget, when = case
     offers = random_offers(*recipe)
@@ -253,7 +253,7 @@ def test_a_row_that_only_rounding_made_too_dear_is_taken_once_its_image_is_open(
 
 
 @given(case=cases(), at_once=st.tuples(st.integers(1, 12), st.integers(1, 20)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_purchases_and_candidates_are_those_of_the_plain_rule(case: Case, at_once: tuple[int, int]) -> None:
     recipe, budget, when = case
     offers = random_offers(*recipe)
