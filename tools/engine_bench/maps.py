@@ -55,12 +55,17 @@ Crops = tuple[Regions, list[float], Tensor]
 """Boxes, their scores, their class shares."""
 
 
-def ours(draws: Draws) -> Crops:
-    """Running sums, separable box sums, greedy peaks."""
+def summed(draws: Draws) -> DrawSums:
+    """One draw after the other."""
     sums = DrawSums()
     for draw in draws:
         sums.add(draw)
-    mean, maps = sums.finish(NAMES)
+    return sums
+
+
+def ours(draws: Draws) -> Crops:
+    """Running sums, separable box sums, greedy peaks."""
+    mean, maps = summed(draws).finish(NAMES)
     means = scores.box_means(maps[SCORE], (SIDE,) * 3)
     boxes, values = scores.peaks(means, (SIDE,) * 3, 1, 20, Regions.of([], 3, mean.device), maps[SCORE].shape)
     return boxes, values.tolist(), scores.means_in(mean, boxes)
@@ -121,10 +126,7 @@ def judge_crops(draws: Draws, found: Crops) -> Mapping[str, float]:
 
 def offers(draws: Draws) -> Offers:
     """From draws to rows on offer, all classes with quotas."""
-    sums = DrawSums()
-    for draw in draws:
-        sums.add(draw)
-    mean, maps = sums.finish(NAMES[:2])
+    mean, maps = summed(draws).finish(NAMES[:2])
     spec = OfferSpec(
         kind="crop", sizes=((SIDE,) * 3,), spacing=(0.8, 0.8, 1.5), axial_axis=2, costs=PRESETS["ct_contour"],
         per_image=20, score=SCORE, quota_classes=tuple(range(1, len(mean))),
@@ -179,10 +181,7 @@ def least_traffic(sums: Sums) -> float:
 
 def bald_ours(draws: Draws) -> Tensor:
     """Running sums."""
-    sums = DrawSums()
-    for draw in draws:
-        sums.add(draw)
-    return sums.finish(NAMES[1:2])[1][SCORE]
+    return summed(draws).finish(NAMES[1:2])[1][SCORE]
 
 
 def bald_baal(draws: Draws) -> Tensor:
