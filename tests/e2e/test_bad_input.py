@@ -24,11 +24,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from dal_dense import ledger_store
+from dal_dense import ledger_store, rounds
+from dal_dense.annotators import Outcome
 from dal_dense.errors import DataError
 from dal_dense.ledger import Ledger
 from dal_dense.records import ImageRecord
 from dal_dense.results import load
+from dal_dense.run import Run
 from tests.e2e.command import Ended, TrainAl, batch, build_toy, draw, draw_frames, labels, main_of_script, story
 from tests.toy import ToyTask
 from tests.world import frame_settings, settings, write_frames, write_volumes
@@ -418,6 +420,40 @@ def test_a_bad_initial_mask_is_set_aside(train_al: TrainAl, data: Path, tmp_path
     ended = train_al(settings(data, tmp_path / "strict", **start, data__strict="true"))
     assert ended.status == 1
     assert_told(ended.err, data / MASK, "truncated or damaged", "copy the file again")
+
+
+# a file that goes bad between the choice and the answer
+
+
+@pytest.mark.parametrize("who, where", [("oracle", "labelsTr"), ("people", "imagesTr")])
+def test_an_image_that_goes_bad_when_it_is_just_asked_is_set_aside_and_the_others_are_answered(
+    train_al: TrainAl, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str, where: str
+) -> None:
+    """The choice has read it, so the annotator is the first to meet the fault."""
+    run_dir = tmp_path / "run"
+    argv = settings(data, run_dir, annotator__name=who, budget__rounds="1", annotator__initial_masks="[case_00]")
+    whole, lost, kept = rounds.answer, [], []
+
+    def answer(run: Run, number: int) -> Outcome:
+        if not lost:
+            asked = run.ledger.open_regions(number)
+            lost.extend(r for r in asked if r.image_id == asked[0].image_id)
+            kept.extend(r.id for r in asked if r.image_id != asked[0].image_id)
+            cut(0.6)(data / where / f"{lost[0].image_id}.nii.gz")
+        return whole(run, number)
+
+    monkeypatch.setattr(rounds, "answer", answer)
+    ended = train_al(argv)
+    assert (ended.status, ended.err) == (0, "") and kept
+    assert f"{lost[0].image_id} is quarantined: " in ended.out
+    if who == "people":
+        asked = json.loads((batch(run_dir, 0) / "query.json").read_text())["regions"]
+        assert [entry["region"]["id"] for entry in asked] == kept
+        draw(data, batch(run_dir, 0))
+        assert train_al(argv).status == 0
+    assert {*kept} <= labels(run_dir).keys() and labels(run_dir).keys().isdisjoint(r.id for r in lost)
+    with Ledger.read(run_dir) as ledger:
+        assert ledger.closed(0) and [r.region.id for r in ledger.rejected()] == [r.id for r in lost]
 
 
 # a file that goes bad when it is labelled already
