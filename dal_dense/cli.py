@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import functools
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -29,11 +30,8 @@ def load_config(argv: Sequence[str], *, prog: str = "train_al.py", description: 
         ConfigError: with one line a mistake: field, value, what to do.
         SystemExit: after `--help`.
     """
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="YAML file of settings; later arguments override it")
-    parser.add_class_arguments(Config, as_group=False)
     try:
-        values = parser.parse_args(list(argv)).as_dict()
+        values = _parser(prog, description).parse_args(list(argv)).as_dict()
     except ArgumentError as problem:
         raise ConfigError(_one_line(str(problem))) from None
     values.pop("config", None)
@@ -46,6 +44,14 @@ def load_config(argv: Sequence[str], *, prog: str = "train_al.py", description: 
     if missing:
         raise ConfigError("\n".join(missing))
     return config
+
+
+@functools.cache  # building it takes longer than all that it does
+def _parser(prog: str, description: str) -> ArgumentParser:
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="YAML file of settings; later arguments override it")
+    parser.add_class_arguments(Config, as_group=False)
+    return parser
 
 
 def missing_files(config: Config) -> Iterator[str]:

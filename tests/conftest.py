@@ -1,5 +1,6 @@
 """Options and fixtures for all tests."""
 
+import importlib
 import os
 from pathlib import Path
 
@@ -11,9 +12,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--data-root", default="../shared/data", help="folder of the public data sets")
 
 
-def pytest_configure() -> None:
-    """Programs that tests start, too, have a neighbour on the other core."""
+HEAVY = (
+    "jinja2",
+    "jsonargparse",
+    "matplotlib.figure",
+    "monai.networks.nets",
+    "pydicom",
+    "rich.progress",
+    "scipy.ndimage",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread in programs that tests start, too; large libraries load before jaxtyping's hook sees them.
+
+    What is first imported by a module that the hook loads is compiled anew: 20 s in each process.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        for name in HEAVY:
+            importlib.import_module(name)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

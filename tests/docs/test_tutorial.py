@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import doctest
-import os
 import re
-import subprocess
+import runpy
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,18 +34,24 @@ def commands(block: str) -> Iterator[tuple[str, str]]:
         yield line, output
 
 
-def run(line: str, folder: Path) -> tuple[int, str]:
-    """Status and output of one command line, with this Python in front."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "COLUMNS": "160"}
-    done = subprocess.run(
-        line, shell=True, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    return done.returncode, done.stdout
+def run(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Status and output of `python SCRIPT ARGUMENTS`, in this process: each of its own would load torch anew."""
+    python, *argv = shlex.split(line)
+    assert python == "python"
+    status: int | str | None = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", argv)
+        patch.setenv("COLUMNS", "160")
+        try:
+            runpy.run_path(argv[0], run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+    said = capsys.readouterr()
+    return int(status or 0), said.out + said.err
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)  # about one minute on two idle cores
+@pytest.mark.timeout(1500)  # about one minute on an idle core
 def test_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("tools", "datasets"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -59,7 +65,7 @@ def test_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
             (tmp_path / named[1]).write_text(content, encoding="utf-8")
         elif language == "console":
             for line, expected in commands(content):
-                status, output = run(line, tmp_path)
+                status, output = run(line, capsys)
                 refused = REFUSED in expected
                 assert (status != 0) == refused, f"{line}\n{output}"
                 assert same(expected, output), f"{line}\nshown:\n{expected}\ngot:\n{output}"

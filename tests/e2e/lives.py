@@ -1,13 +1,12 @@
-"""Run the loop in many short lives, each killed at its first write. A program of its own: see `test_resume.py`.
+"""Run the loop in one life, then in many short ones, each killed at its first write: see `test_resume.py`.
 
-    python -m tests.e2e.lives DATA RUN_DIR whole|cut
+    python -m tests.e2e.lives DATA WHOLE_RUN_DIR CUT_RUN_DIR
 
-It forks, which is safe only in a process where torch has started no threads; a test session has.
+A program of its own: it forks, which is safe only in a process where torch has started no threads; a test session has.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import sqlite3
@@ -19,30 +18,9 @@ from pathlib import Path
 import torch
 
 from dal_dense import build, ledger_store
-from dal_dense.config import Config
-from dal_dense.costs import cost_model
-from dal_dense.pool import Pool
 from dal_dense.report import figures
-from tests.toy import ToyTask
+from tests.e2e.command import build_toy, main_of_script
 from tests.world import settings
-
-SCRIPT = Path(__file__).parents[2] / "tools" / "train_al.py"
-
-
-def train_al() -> Callable[[list[str]], int]:
-    """`main` of the command, with the toy task in place of the network."""
-
-    def toy(config: Config, pool: Pool, channels: int) -> ToyTask:
-        costs = cost_model(config.costs)
-        return ToyTask(query=config.query, costs=costs, classes=pool.classes, mask_of=pool.mask, seed=config.seed)
-
-    build.build_task = toy
-    figures._svg = lambda *given, **more: "<svg/>"  # no curves drawn
-    spec = importlib.util.spec_from_file_location("train_al", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
 
 
 def killed_at_first_write(main: Callable[[list[str]], int], argv: list[str], *, committed: bool) -> bool:
@@ -70,17 +48,20 @@ def killed_at_first_write(main: Callable[[list[str]], int], argv: list[str], *, 
     return False
 
 
-def lives(root: Path, run_dir: Path) -> int:
+def lives(main: Callable[[list[str]], int], argv: list[str]) -> int:
     """Two deaths a write, one that loses it and one that keeps it, until a life finds nothing left to do."""
-    main, deaths = train_al(), 0
-    while killed_at_first_write(main, settings(root, run_dir), committed=deaths % 2 == 1):
+    deaths = 0
+    while killed_at_first_write(main, argv, committed=deaths % 2 == 1):
         deaths += 1
     return deaths
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    data, folder, how = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-    if how == "whole":
-        sys.exit(train_al()(settings(data, folder)))
-    sys.stderr.write(f"deaths: {lives(data, folder)}\n")
+    build.build_task = build_toy
+    figures._svg = lambda *given, **more: "<svg/>"  # no curves drawn
+    data, whole, cut = (Path(folder) for folder in sys.argv[1:])
+    train_al = main_of_script()
+    if status := train_al(settings(data, whole)):  # loads, once for all lives, what a life needs
+        sys.exit(status)
+    sys.stderr.write(f"deaths: {lives(train_al, settings(data, cut))}\n")

@@ -1,6 +1,6 @@
 """The command in several processes, one of which is killed. A program of its own: see `test_ranks.py`.
 
-    python -m torch.distributed.run --nproc-per-node N -m tests.e2e.rank_deaths RANK fit|score NUMBER ARGUMENTS
+    python -m tests.processes N tests.e2e.rank_deaths RANK fit|score NUMBER ARGUMENTS
 
 Process RANK kills itself at its call NUMBER of an optimiser step, or of the scoring of an image.
 """
@@ -10,14 +10,17 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import sys
 
 import torch.distributed as dist
 
+from dal_dense import rounds
 from dal_dense.jobs import View
+from dal_dense.tasks import monai_segmentation
 from dal_dense.tasks.parts import Parts
 from tests.e2e.command import main_of_script
 
+LOADED = (rounds, monai_segmentation)
+"""Once, for all processes."""
 STEPS = {"fit": (Parts, "gradient"), "score": (View, "offers")}
 
 
@@ -35,6 +38,7 @@ def deadly(rank: int, step: str, number: int) -> None:
     setattr(owner, name, method)
 
 
-if __name__ == "__main__":
-    deadly(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
-    sys.exit(main_of_script()(sys.argv[4:]))
+def main(argv: list[str]) -> int:
+    """The command, which this process may not survive."""
+    deadly(int(argv[0]), argv[1], int(argv[2]))
+    return main_of_script()(argv[3:])

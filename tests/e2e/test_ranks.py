@@ -11,9 +11,9 @@ import pytest
 
 from dal_dense.ledger import Ledger
 from tests.e2e.command import SCRIPT, main_of_script, story
+from tests.processes import ROOT, together
 from tests.world import box_settings, settings, write_box_frames, write_volumes
 
-ROOT = SCRIPT.parents[1]
 TINY = {"threads": "1", "task__train__parts": "2", "budget__rounds": "1"}
 
 
@@ -26,10 +26,9 @@ def alone(argv: list[str]) -> None:
     assert main_of_script()(argv) == 0
 
 
-def two(*argv: str, program: tuple[str, ...] = (str(SCRIPT),)) -> subprocess.CompletedProcess[str]:
-    """The command, or another program, in two processes."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*torchrun, *program, *argv]
+def torchrun(*argv: str) -> subprocess.CompletedProcess[str]:
+    """The command in two processes, as users start them."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(SCRIPT), *argv]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500)
 
 
@@ -60,7 +59,7 @@ def test_two_processes_segment_as_one_and_find_the_same_broken_files(tmp_path: P
     for name in ("one", "two", "strict"):
         shutil.copytree(first, tmp_path / name)
     alone(volume_settings(data, tmp_path / "one"))
-    done = two(*volume_settings(data, tmp_path / "two"))
+    done = together(2, str(SCRIPT), *volume_settings(data, tmp_path / "two"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 processes share scoring, measuring and training" in done.stdout
     assert len(story(tmp_path / "one")[0]) == 2
@@ -68,7 +67,7 @@ def test_two_processes_segment_as_one_and_find_the_same_broken_files(tmp_path: P
     assert quarantined(tmp_path / "two") == quarantined(tmp_path / "one") == ["case_01", "case_02"]
 
     images[1].write_bytes(contents[1])  # only the second process meets the other
-    done = two(*volume_settings(data, tmp_path / "strict", data__strict="true"))
+    done = together(2, str(SCRIPT), *volume_settings(data, tmp_path / "strict", data__strict="true"))
     assert done.returncode != 0 and quarantined(tmp_path / "strict") == []
     (told,) = [line for line in done.stderr.splitlines() if "case_01.nii.gz" in line]
     assert told.startswith(str(data)) and "; " in told  # the file, the fact, the remedy
@@ -77,7 +76,7 @@ def test_two_processes_segment_as_one_and_find_the_same_broken_files(tmp_path: P
 def test_two_processes_detect_as_one(tmp_path: Path) -> None:
     data, more = write_box_frames(tmp_path / "data"), {"task__train__iterations": "12", "task__train__batch": "4"}
     alone(box_settings(data, tmp_path / "one", **TINY, **more))
-    done = two(*box_settings(data, tmp_path / "two", **TINY, **more))
+    done = torchrun(*box_settings(data, tmp_path / "two", **TINY, **more))
     assert done.returncode == 0, done.stdout + done.stderr
     assert story(tmp_path / "two") == story(tmp_path / "one") and losses(tmp_path / "two") == losses(tmp_path / "one")
 
@@ -89,12 +88,12 @@ def test_a_run_whose_processes_were_killed_ends_the_same(tmp_path: Path) -> None
     often = {"task__train__checkpoint_seconds": "0.000001"}
     alone(volume_settings(data, tmp_path / "whole", **often))
     argv = volume_settings(data, tmp_path / "cut", **often)
-    program = ("-m", "tests.e2e.rank_deaths")
-    done = two("1", "fit", "3", *argv, program=program)
+    program = "tests.e2e.rank_deaths"
+    done = together(2, program, "1", "fit", "3", *argv)
     assert done.returncode != 0 and "process 0 of 2 cannot go on" in done.stderr, done.stdout + done.stderr
     assert len(story(tmp_path / "cut")[0]) == 1 and not losses(tmp_path / "cut")
     assert (tmp_path / "cut" / "models" / "round_000" / "half_done" / "half_done.pt").exists()
-    done = two("0", "score", "2", *argv, program=program)
+    done = together(2, program, "0", "score", "2", *argv)
     assert done.returncode != 0 and len(losses(tmp_path / "cut")) == 1, done.stdout + done.stderr
     alone(argv)
     assert story(tmp_path / "cut") == story(tmp_path / "whole")
@@ -103,6 +102,6 @@ def test_a_run_whose_processes_were_killed_ends_the_same(tmp_path: Path) -> None
 def test_parts_that_the_processes_cannot_share_are_told_at_the_door(tmp_path: Path) -> None:
     data = write_volumes(tmp_path / "data")
     argv = volume_settings(data, tmp_path / "run", task__train__parts="3", task__train__batch="3")
-    done = two(*argv)
+    done = together(2, str(SCRIPT), *argv)
     assert done.returncode != 0 and done.stderr.count("task.train.parts: 3 parts cannot be shared evenly by 2") == 1
     assert not (tmp_path / "run").exists()

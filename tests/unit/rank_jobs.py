@@ -1,13 +1,12 @@
 """Jobs for several processes, and a program that leads them: see `test_parts.py`.
 
-python -m torch.distributed.run --nproc-per-node N -m tests.unit.rank_jobs all|broken OUT
+python -m tests.processes N tests.unit.rank_jobs all|broken OUT
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -154,7 +153,3 @@ def main(argv: list[str]) -> int:
         }
     Path(argv[1]).write_text(json.dumps(found))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

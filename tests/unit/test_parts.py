@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,15 +17,8 @@ from dal_dense.noise import derive_seed
 from dal_dense.ranks import ALONE, device_of
 from dal_dense.tasks.base import Hooks
 from dal_dense.tasks.parts import Parts, part_seed
+from tests.processes import together
 from tests.unit.rank_jobs import PARTS, counted, trained
-
-ROOT = Path(__file__).parents[2]
-
-
-def torchrun(size: int, *argv: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
-    command += ["-m", "tests.unit.rank_jobs", *argv]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -36,7 +26,7 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """What the first of several processes saw."""
     size: int = request.param
     out = tmp_path_factory.mktemp("ranks") / "found.json"
-    done = torchrun(size, "all", str(out))
+    done = together(size, "tests.unit.rank_jobs", "all", str(out))
     assert done.returncode == 0, done.stdout + done.stderr
     return size, json.loads(out.read_text())
 
@@ -107,7 +97,7 @@ def test_a_failure_anywhere_reaches_the_first_process_and_the_next_job_runs(foun
 
 
 def test_a_failure_that_others_wait_for_ends_all() -> None:
-    done = torchrun(2, "broken", "")
+    done = together(2, "tests.unit.rank_jobs", "broken", "")
     assert done.returncode != 0
     assert "process 1 of 2 cannot go on" in done.stderr and "out of memory on purpose" in done.stderr
     assert "process 0 of 2 cannot go on" in done.stderr
