@@ -22,7 +22,7 @@ from dal_dense.acquire import Budget, Round, Selection, acquire
 from dal_dense.annotators import Outcome, Proposed, nothing_proposed
 from dal_dense.costs import CostPrior, refit
 from dal_dense.errors import BudgetError, DataError, LedgerError, PoolExhausted
-from dal_dense.images import read_header, read_image
+from dal_dense.images import read_header
 from dal_dense.labels import classes_in, ground, labelled_images
 from dal_dense.noise import text_key, uniform
 from dal_dense.offer_maps import geometry_offers
@@ -36,7 +36,7 @@ from dal_dense.report.gallery import tiles_for_query
 from dal_dense.report.page import write_report
 from dal_dense.report.words import duration, figure
 from dal_dense.results import collect
-from dal_dense.run import Run, grow, know_initial_masks, quarantine, refuse_if_most_fail, unreadable, without_bad
+from dal_dense.run import Run, quarantine, refuse_if_most_fail, renew, try_tests, unreadable, without_bad
 from dal_dense.tasks.base import FitReport, LabelledImage, Measurement, Proposal
 
 MODEL_FREE = ("random", "uniform")
@@ -70,8 +70,7 @@ def ask(run: Run, number: int) -> Query | None:
     total = config.budget.total_seconds
     seconds = wanted if total is None else min(wanted, total - run.ledger.spent())
     strategy = config.strategy.name if number else config.strategy.start
-    grow(run)
-    know_initial_masks(run)
+    renew(run)
     query = Query(round=number, strategy=strategy, seed=run.ledger.seed_for("ask", number), regions=())
     if number and seconds <= 0:
         run.screen.say("the budget is spent")
@@ -359,14 +358,7 @@ def warn_of_absent_classes(run: Run, labelled: Sequence[LabelledImage]) -> None:
 
 def measure(run: Run, number: int) -> Measurement:
     """The fitted model's figures on the held-out images."""
-    if not run.ledger.events("tested"):  # a broken test image is set aside before the first figure, never later
-        for record in run.pool.test:
-            try:
-                read_image(record, channels=run.channels)
-                run.pool.truth(record)
-            except DataError as problem:
-                quarantine(run, record.id, problem)
-        run.ledger.record_event("tested", {"images": [r.id for r in run.pool.test]})
+    try_tests(run)
     if not run.pool.test:  # nobody has masks to spare: the loop works, but cannot say how well
         return Measurement(run.config.task.metric, math.nan, {})
     return run.together(jobs.measure, weights_of(run, number), run.pool.test)

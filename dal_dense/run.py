@@ -18,6 +18,7 @@ from dal_dense.ledger import Ledger
 from dal_dense.offers import Offers
 from dal_dense.pool import Pool
 from dal_dense.ranks import Ranks
+from dal_dense.records import ImageRecord
 from dal_dense.report.words import count
 from dal_dense.tasks.base import Task
 
@@ -67,18 +68,42 @@ def unreadable(run: Run, names: set[str], *, looked: bool = False) -> set[str]:
         names: ids of images.
         looked: their pixels have just been read, so only their labels can still be bad.
     """
-    bad = set()
+    oracle = run.config.annotator.name == "oracle"
     initial = {i.image_id for i in run.ledger.initial()}
-    for name in sorted(names - run.pool.quarantined.keys()):
+    records = [run.pool[name] for name in sorted(names - run.pool.quarantined.keys())]
+    return _set_aside(run, records, lambda record: (not looked, oracle or record.id in initial))
+
+
+def try_tests(run: Run) -> None:
+    """A broken test image is set aside before the first figure, never later: figures stay comparable."""
+    if not run.ledger.events("tested"):
+        _set_aside(run, run.pool.test, lambda record: (True, True))
+        run.ledger.record_event("tested", {"images": [r.id for r in run.pool.test]})
+
+
+def _set_aside(
+    run: Run, records: Sequence[ImageRecord], needed: Callable[[ImageRecord], tuple[bool, bool]]
+) -> set[str]:
+    """Ids of the images whose pixels, or labels, cannot be read, as far as they are needed."""
+
+    def problem_of(record: ImageRecord) -> DataError | None:
+        pixels, labels = needed(record)
         try:
-            if not looked:
-                read_image(run.pool[name], channels=run.channels)
-            if run.config.annotator.name == "oracle" or name in initial:
-                run.pool.truth(run.pool[name])
+            if pixels:
+                read_image(record, channels=run.channels)
+            if labels:
+                run.pool.truth(record)
         except DataError as problem:
-            quarantine(run, name, problem)
-            bad.add(name)
-    return bad
+            if run.config.data.strict:
+                raise
+            return problem
+        return None
+
+    problems = run.screen.hooks().share("reading images", problem_of, records)
+    bad = {record.id: problem for record, problem in zip(records, problems, strict=True) if problem is not None}
+    for name, problem in bad.items():
+        quarantine(run, name, problem)
+    return {*bad}
 
 
 def without_bad(run: Run, names: Callable[[], set[str]], job: Callable[[], T]) -> T:
@@ -127,7 +152,13 @@ def refuse_if_most_fail(found: Sequence[Offers | DataError]) -> None:
         )
 
 
-def grow(run: Run) -> None:
+def renew(run: Run) -> None:
+    """Before a query: new files join the pool, and the masks that are there from the start are known."""
+    _grow(run)
+    _know_initial_masks(run)
+
+
+def _grow(run: Run) -> None:
     """Let files that appeared since join the pool."""
     fresh = run.pool.refresh()
     known = {i for e in run.ledger.events("pool") for i in e["train"]}  # not run.pool: it is opened with newcomers
@@ -139,7 +170,7 @@ def grow(run: Run) -> None:
         run.pool = fresh
 
 
-def know_initial_masks(run: Run) -> None:
+def _know_initial_masks(run: Run) -> None:
     """Record, once, the masks that are known before the first query."""
     wanted = run.config.annotator.initial_masks
     if wanted == "none":
