@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -28,7 +29,14 @@ def together(size: int, *argv: str) -> subprocess.CompletedProcess[str]:
         The first exit status that is not 0, if any, and what all of them said.
     """
     command = [sys.executable, "-m", "tests.processes", str(size), *argv]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=True, **pipes) as parent:
+        try:
+            out, err = parent.communicate(timeout=500)
+        except subprocess.TimeoutExpired:
+            os.killpg(parent.pid, signal.SIGKILL)  # nobody else ends those who wait for a dead one
+            raise
+    return subprocess.CompletedProcess(command, parent.returncode, out, err)
 
 
 def loaded(program: str) -> Callable[[list[str]], int]:

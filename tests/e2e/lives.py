@@ -2,7 +2,7 @@
 
     python -m tests.e2e.lives DATA WHOLE_RUN_DIR CUT_RUN_DIR
 
-A program of its own: it forks, which is safe only in a process where torch has started no threads; a test session has.
+A program of its own: it forks, which is safe only in a process where no library keeps threads; a test session does.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import cv2
 import torch
 
 from dal_dense import build, ledger_store
@@ -58,6 +59,7 @@ def lives(main: Callable[[list[str]], int], argv: list[str]) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)
     build.build_task = build_toy
     figures._svg = lambda *given, **more: "<svg/>"  # no curves drawn
     data, whole, cut = (Path(folder) for folder in sys.argv[1:])

@@ -14,7 +14,7 @@ from tests.e2e.command import SCRIPT, main_of_script, story
 from tests.processes import ROOT, together
 from tests.world import box_settings, settings, write_box_frames, write_volumes
 
-TINY = {"threads": "1", "task__train__parts": "2", "budget__rounds": "1"}
+TINY = {"device": "cpu", "threads": "1", "task__train__parts": "2", "budget__rounds": "1"}
 
 
 def volume_settings(data: Path, run_dir: Path, **more: str) -> list[str]:
