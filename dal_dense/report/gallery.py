@@ -115,7 +115,7 @@ def tiles_for_query(
 def save_tile(folder: Path, region: QueryRegion, view: View, *, top: float, background: bool = True) -> Path:
     """Draw one tile of up to three panels and write `<region id>.png`; `top` is the heat map's upper end."""
     picture = draw_tile(view, top=top, background=background)
-    # level 4: a third of the time of level 6, and files a fifteenth larger
+    # level 4: far less time than level 6, for files little larger
     done, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGBA2BGRA), [cv2.IMWRITE_PNG_COMPRESSION, 4])
     if not done:
         raise DataError(f"tile of region {region.id}, {picture.shape}: OpenCV could not write it as PNG")
