@@ -18,7 +18,6 @@ from dal_dense.ledger import Ledger
 from dal_dense.offers import Offers
 from dal_dense.pool import Pool
 from dal_dense.ranks import Ranks
-from dal_dense.records import ImageRecord
 from dal_dense.report.words import count
 from dal_dense.tasks.base import Task
 
@@ -70,25 +69,24 @@ def unreadable(run: Run, names: set[str], *, looked: bool = False) -> set[str]:
     """
     oracle = run.config.annotator.name == "oracle"
     initial = {i.image_id for i in run.ledger.initial()}
-    records = [run.pool[name] for name in sorted(names - run.pool.quarantined.keys())]
-    return _set_aside(run, records, lambda record: (not looked, oracle or record.id in initial))
+    asked = sorted(names - run.pool.quarantined.keys())
+    return _set_aside(run, asked, lambda name: (not looked, oracle or name in initial))
 
 
 def try_tests(run: Run) -> None:
     """A broken test image is set aside before the first figure, never later: figures stay comparable."""
     if not run.ledger.events("tested"):
-        _set_aside(run, run.pool.test, lambda record: (True, True))
+        _set_aside(run, [r.id for r in run.pool.test], lambda name: (True, True))
         run.ledger.record_event("tested", {"images": [r.id for r in run.pool.test]})
 
 
-def _set_aside(
-    run: Run, records: Sequence[ImageRecord], needed: Callable[[ImageRecord], tuple[bool, bool]]
-) -> set[str]:
+def _set_aside(run: Run, names: Sequence[str], needed: Callable[[str], tuple[bool, bool]]) -> set[str]:
     """Ids of the images whose pixels, or labels, cannot be read, as far as they are needed."""
 
-    def problem_of(record: ImageRecord) -> DataError | None:
-        pixels, labels = needed(record)
+    def problem_of(name: str) -> DataError | None:
+        pixels, labels = needed(name)
         try:
+            record = run.pool[name]
             if pixels:
                 read_image(record, channels=run.channels)
             if labels:
@@ -99,8 +97,8 @@ def _set_aside(
             return problem
         return None
 
-    problems = run.screen.hooks().share("reading images", problem_of, records)
-    bad = {record.id: problem for record, problem in zip(records, problems, strict=True) if problem is not None}
+    problems = run.screen.hooks().share("reading images", problem_of, names)
+    bad = {name: problem for name, problem in zip(names, problems, strict=True) if problem is not None}
     for name, problem in bad.items():
         quarantine(run, name, problem)
     return {*bad}
