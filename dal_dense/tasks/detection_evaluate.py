@@ -112,11 +112,38 @@ class Scoreboard:
             found = _coco(
                 self._images, [{"id": i + 1, "iscrowd": 0} | f for i, f in enumerate(self._found)], categories
             )
-            run = COCOeval(truth, found, "bbox")
+            run = Near(truth, found, "bbox")
             run.params.maxDets = [1, 10, max(self.most, 11)]
             run.evaluate()
             run.accumulate()
         return run
+
+
+class Near(COCOeval):  # type: ignore[misc]
+    """pycocotools, asked only about the boxes that can match something.
+
+    Its matching is a loop over thresholds, boxes and objects, anew for each range of areas. Most boxes that a detector
+    keeps overlap no object by the lowest threshold, so none of them ever matches: their columns are filled in.
+    """
+
+    def evaluateImg(self, image: Any, kind: Any, areas: Any, most: int) -> Any:  # noqa: N802
+        """The matches of one class in one frame, as the method that this one calls returns them."""
+        key = (image, kind)
+        boxes, overlaps = self._dts[key], self.ious[key]
+        if len(overlaps) == 0:  # nothing found, or no object
+            return super().evaluateImg(image, kind, areas, most)
+        surest = [boxes[i] for i in np.argsort([-b["score"] for b in boxes], kind="stable")[:most]]
+        near = (overlaps >= min(self.params.iouThrs)).any(1)
+        try:
+            self._dts[key], self.ious[key] = [surest[i] for i in np.flatnonzero(near)], overlaps[near]
+            few = super().evaluateImg(image, kind, areas, most)
+        finally:
+            self._dts[key], self.ious[key] = boxes, overlaps
+        matches = np.zeros((len(self.params.iouThrs), len(surest)))
+        ignored = np.tile([not areas[0] <= b["area"] <= areas[1] for b in surest], (len(matches), 1))
+        matches[:, near], ignored[:, near] = few["dtMatches"], few["dtIgnore"]
+        rows = {"dtIds": [b["id"] for b in surest], "dtScores": [b["score"] for b in surest]}
+        return few | rows | {"dtMatches": matches, "dtIgnore": ignored}
 
 
 def _coco(images: list[dict[str, Any]], annotations: list[dict[str, Any]], categories: list[dict[str, Any]]) -> COCO:

@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pycocotools.cocoeval import COCOeval
 
 from dal_dense.boxes import ABSENT, IGNORED, OBJECT, Boxes
 from dal_dense.detections import Detections
+from dal_dense.tasks import detection_evaluate
 from dal_dense.tasks.detection_evaluate import Found, Scoreboard, boxes_of
 from dal_dense.tasks.detection_groups import mean_precision, ranked
 
@@ -89,7 +92,7 @@ def test_nothing_at_all_is_not_a_number() -> None:
     assert score.result().value == 0
 
 
-# --- groups
+# --- groups and matching
 
 Frame = tuple[str, list[Found], Boxes]
 
@@ -127,6 +130,31 @@ def value_of(frames: Sequence[Frame], metric: str) -> float:
 
 def alike(one: float, other: float) -> bool:
     return one == pytest.approx(other, nan_ok=True)
+
+
+@given(st.integers(0, 10**6), st.booleans())
+@settings(max_examples=20, deadline=None)
+def test_every_match_is_the_one_of_pycocotools_asked_about_every_box(seed: int, many: bool) -> None:
+    """More boxes than a frame may keep, equal scores, ground to ignore, every size; and few boxes."""
+    runs = []
+    for matching in (detection_evaluate.Near, COCOeval):
+        score = Scoreboard(CLASSES, "ap", 12)
+        for group, finds, truth in drawn_frames(seed):
+            rounded = [(corners, kind, round(sure, 1)) for corners, kind, sure in finds]
+            score.add(group, rounded * 9 if many else finds, truth)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(detection_evaluate, "Near", matching)
+            runs.append(score._matched())
+    near, plain = runs
+    assert (near is None) == (plain is None)
+    if near and plain:
+        assert [values_of(e) for e in near.evalImgs] == [values_of(e) for e in plain.evalImgs]
+        assert np.array_equal(near.eval["precision"], plain.eval["precision"])
+
+
+def values_of(matches: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The matches of a class in a frame as plain values, to be compared."""
+    return matches and {key: np.asarray(value).tolist() for key, value in matches.items()}
 
 
 @given(st.integers(0, 10**6), st.sampled_from(["ap50", "ap"]))
