@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,14 +25,24 @@ HEAVY = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One thread in programs that tests start, too; large libraries load before jaxtyping's hook sees them.
+    """One thread in programs that tests start, too; shapes are checked in every module that names some.
 
-    What is first imported by a module that the hook loads is compiled anew: 20 s in each process.
+    Large libraries load before that hook sees them: what a hooked module is the first to import is compiled anew, 20 s
+    in each process. Modules without shapes stay as they are: mypy has checked their types, and the checks of every call
+    would take more time than the calls.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
         for name in HEAVY:
             importlib.import_module(name)
+        install_import_hook(modules_with_shapes(), "beartype.beartype")
+
+
+def modules_with_shapes() -> list[str]:
+    """The package's modules that import jaxtyping."""
+    root = Path(__file__).parents[1]
+    files = [file for file in root.glob("dal_dense/**/*.py") if "from jaxtyping import" in file.read_text("utf-8")]
+    return [".".join(file.relative_to(root).with_suffix("").parts) for file in files]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

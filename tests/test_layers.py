@@ -4,6 +4,8 @@ import ast
 from pathlib import Path
 
 import pytest
+import torch
+from jaxtyping import TypeCheckError
 
 PACKAGE = Path(__file__).parents[1] / "dal_dense"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -100,4 +102,11 @@ def test_rooms_stay_small() -> None:
         assert len(file.read_text().splitlines()) <= 400, f"{file} has over 400 lines"
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.FunctionDef) and node.end_lineno is not None:
-                assert node.end_lineno - node.lineno + 1 <= 75, f"{file}:{node.lineno} {node.name} is over 60 lines"
+                assert node.end_lineno - node.lineno + 1 <= 75, f"{file}:{node.lineno} {node.name} has over 75 lines"
+
+
+def test_shapes_are_checked_in_tests() -> None:
+    from dal_dense.select.blocks import square
+
+    with pytest.raises(TypeCheckError):
+        square(torch.zeros(3))
