@@ -109,12 +109,19 @@ def _one_line(text: str) -> str:
         return f"{key[1]}: got {value[1] if value else '?'!r}; expected a list in brackets, as in [a, b], or see --help"
     if key and wanted:
         expected = re.sub(r"Expected an? ", "expected ", wanted[1]).strip()
-        if "tuple" in expected:
+        count = re.search(r"tuple with (\d+) elements", expected)
+        if count:
+            expected = f"expected {count[1]} numbers in brackets"
+        elif "tuple" in expected:
             expected = f"expected a list in brackets, as in {LISTS.get(key[1], '[64, 64, 48]')}"
+        elif "<class 'dict'>" in expected:
+            expected = "expected pairs in braces, as in {0: background, 1: liver}"
+        value = value or re.search(r"Given value: (.*)", text)
         got = f"got {value[1].strip()!r}; " if value else ""
         return f"{key[1]}: {got}{_plain(expected)}; correct it, or see --help"
     if "Problems parsing config" in text:
-        return "config: not valid YAML: " + " ".join(text.split(": ", 1)[1].split()) + "; mend the file"
+        fact = " ".join(text.split(": ", 1)[1].split()).replace('in "<unicode string>", ', "in ")
+        return f"config: not valid YAML: {fact}; mend the file"
     return " ".join(text.split())
 
 

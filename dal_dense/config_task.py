@@ -164,6 +164,13 @@ class TaskConfig(Settings):
         default="dice", description="headline figure of a round; detection: ap50 or ap (COCO)"
     )
 
+    @model_validator(mode="after")
+    def _above_nothing(self) -> TaskConfig:
+        for name, sides in (("spacing", self.spacing), ("frame_size", self.frame_size)):
+            if any(side <= 0 for side in sides or ()):
+                raise ValueError(f"{name} {list(sides or ())} must be above 0")
+        return self
+
 
 class UncertaintyConfig(Settings):
     """Where probability draws come from and how they become one score a region."""

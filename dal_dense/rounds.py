@@ -93,9 +93,11 @@ def _tell_if_short(run: Run, query: Query, seconds: float) -> None:
     """A batch far below its budget looks like a mistake unless somebody says why."""
     planned = sum(r.seconds for r in query.regions)
     if planned < SHORT * seconds:
+        bounds = ("sizes", "per_image", "scan_images", "max_per_image", "max_per_group", "min_gap")
+        named = (f"query.{bound}" for bound in bounds if getattr(run.config.query, bound) is not None)
         run.screen.say(
-            f"{duration(planned)} of {duration(seconds)} can be spent: no other region fits beside those chosen and "
-            "the labelled ground (query.sizes, query.max_per_image, query.max_per_group, query.min_gap)"
+            f"{duration(planned)} of {duration(seconds)} can be spent: no other region on offer fits beside those "
+            f"chosen and the labelled ground ({', '.join(named)})"
         )
 
 

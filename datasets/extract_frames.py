@@ -256,8 +256,12 @@ def extract(
             absolute difference in grey levels 0..255; 2 to 4 suit most cameras, 0 takes all.
         quality: of the JPEGs, 1..100.
     """
-    if not every > 0 or not difference >= 0 or not 1 <= quality <= 100:
-        raise ConfigError(f"every {every}, difference {difference}, quality {quality}: above 0, from 0, 1..100")
+    if not every > 0:
+        raise ConfigError(f"every: {every} seconds; give more than 0")
+    if not difference >= 0:
+        raise ConfigError(f"difference: {difference} grey levels; give 0 or more")
+    if not 1 <= quality <= 100:
+        raise ConfigError(f"quality: {quality}; give 1 to 100")
     if not classes or len(set(classes)) < len(classes):
         raise ConfigError(f"classes {classes}: name each class of object once")
     how, found = How(every, difference, quality), find_videos([videos] if isinstance(videos, str) else videos)

@@ -6,6 +6,7 @@ python tools/settings_page.py
 
 from __future__ import annotations
 
+import argparse
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,4 +99,5 @@ def yaml(value: object) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     PAGE.write_text(page(), encoding="utf-8")

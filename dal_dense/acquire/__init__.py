@@ -166,9 +166,10 @@ def _check_budget(baskets: Sequence[Basket], when: Round) -> None:
     budget = baskets[0].budget
     free = [int((b.price < torch.inf).sum()) for b in baskets]
     if not sum(free):
+        count = sum(len(b.price) for b in baskets)
+        fact = f"of {count} regions on offer none is free of labelled ground" if count else "no region is on offer"
         raise PoolExhausted(
-            f"nothing is left to ask: of {sum(len(b.price) for b in baskets)} regions on offer none is free of "
-            f"labelled ground{' and far enough from it in time' if budget.min_gap else ''}; "
+            f"nothing is left to ask: {fact}{' and far enough from it in time' if count and budget.min_gap else ''}; "
             "add images to the pool, choose smaller query.sizes (in a new run_dir, if this one has asked), or stop here"
         )
     low = min(float(b.price.min()) for b, count in zip(baskets, free, strict=True) if count)

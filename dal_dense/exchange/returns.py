@@ -181,8 +181,9 @@ def _read(path: Path, file: str, asked: Asked, times: dict[str, float], problems
         return frames.read_index(path, path.stem, asked, file)
     if lower == side_files.TIMES:
         read, bad = side_files.read_times(path, file)
-        times |= read
         problems += bad
+        for name, seconds in read.items():
+            problems += side_files.take_time(times, name, seconds, file)
     elif lower.endswith(".json"):
         lead = side_files.lead_times(path)
         if lead is None:
@@ -190,7 +191,8 @@ def _read(path: Path, file: str, asked: Asked, times: dict[str, float], problems
             found, bad = read_document(path, asked, file)
             problems += bad
             return [replace(item, starred=asked.marks.cover(file)) for item in found]
-        times |= {name: s for name, s in lead.items() if name in asked.regions}
+        for name in lead.keys() & asked.regions.keys():
+            problems += side_files.take_time(times, name, lead[name], file)
         if whole := sorted(lead.keys() & asked.images.keys() - asked.regions.keys()):
             shown = ", ".join(whole[:3]) + (f" and {len(whole) - 3} more" if len(whole) > 3 else "")
             problems.append(f"{file}: lead times of whole images are not charged ({shown}); log them by region")

@@ -35,8 +35,15 @@ def read_times(path: Path, file: str) -> tuple[dict[str, float], list[str]]:
             if seconds is None:
                 problems.append(f"{file}: line {rows.line_num}: {row['seconds']!r} is no time; give seconds, 0 or more")
             else:
-                times[(row["region_id"] or "").strip()] = seconds
+                problems += take_time(times, (row["region_id"] or "").strip(), seconds, f"{file}: line {rows.line_num}")
     return times, problems
+
+
+def take_time(times: dict[str, float], name: str, seconds: float, where: str) -> list[str]:
+    """Add a time; of two different ones the first stays, and the other is told."""
+    if (first := times.setdefault(name, seconds)) == seconds:
+        return []
+    return [f"{where}: {name} has {first:g} s already; {seconds:g} s is not used. Keep one of the two"]
 
 
 def _seconds(value: object) -> float | None:

@@ -37,7 +37,7 @@ from dal_dense.tasks.detection_fit import Plan, fit_detectors
 from dal_dense.tasks.detection_ground import Windows, gather
 from dal_dense.tasks.detection_predict import predict_frame
 from dal_dense.tasks.detection_weights import Model, ModelCard, is_finished, load_model
-from dal_dense.tasks.weights import folder_sha256, read_card, read_figures
+from dal_dense.tasks.weights import folder_sha256, read_card, read_figures, read_foreign, take_matching
 
 SAVED = {"backbone", "norm", "anchor_sizes", "config_file"}
 """Settings under task.detection that decide what a network is; the others may change after a fit."""
@@ -89,6 +89,15 @@ class Detection:
         self._matching = matching
         self._last: tuple[tuple[str, str], FramePrediction] | None = None  # so that propose repeats nothing
         self._network = Lock()  # one frame at a time, while another one is read or reduced
+        self._try_to_begin()
+
+    def _try_to_begin(self) -> None:
+        """Build what the first fit begins with: a person should not label a start set first to be told it cannot be."""
+        with torch.random.fork_rng(devices=[]):
+            module = self._make().module
+        if self._task.detection.weights is not None:
+            file = Path(self._task.detection.weights)
+            take_matching(module, read_foreign(file), file, self._prefixes)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -81,7 +81,8 @@ class Scoreboard:
 
     Args:
         classes: names.
-        metric: dice (mean over images, then over classes) or miou (all voxels pooled).
+        metric: dice (mean over images, then over classes) or miou (all voxels pooled). A class counts if the truth
+            holds it, so that a few false voxels do not change over which classes the mean is.
         background: class 0 is left out of means.
     """
 
@@ -111,9 +112,9 @@ class Scoreboard:
     def _per_class(self, matrices: Sequence[np.ndarray]) -> Float[np.ndarray, " classes"]:
         if not matrices:
             return np.full(len(self.classes), np.nan)
-        if self.metric == "miou":
-            return iou(np.sum(matrices, axis=0))
-        return _mean(np.stack([dice(m) for m in matrices]))
+        pooled = np.sum(matrices, axis=0)
+        figures = iou(pooled) if self.metric == "miou" else _mean(np.stack([dice(m) for m in matrices]))
+        return np.where(pooled.sum(1) > 0, figures, np.nan)
 
     def _over_classes(self, values: np.ndarray) -> float:
         counted = values[1:] if self.background else values

@@ -78,6 +78,17 @@ def list_and_file_cases(folder: Path, good: list[str]) -> dict[str, tuple[list[s
             "did you mean budget.rounds?",
         ),
         "a number for a list": ([*good, "--task.train.patch=8"], "task.train.patch: got '8'", "a list in brackets"),
+        "two numbers for three": (
+            [*good, "--task.spacing=[2, 2]"],
+            "task.spacing: got '[2, 2]'",
+            "3 numbers in brackets",
+        ),
+        "a list of classes": (
+            [*good, "--data.classes=[a, b]"],
+            "data.classes: got ",
+            "in braces, as in {0: background",
+        ),
+        "a voxel of no size": ([*good, "--task.spacing=[2, 2, 0]"], "task: spacing [2.0, 2.0, 0.0]", "must be above 0"),
         "a list for a list of lists": ([*good, "--query.sizes=[4, 4, 4]"], "query.sizes: got ", "[[64, 64, 48]]"),
         "missing weights": (
             [

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import shlex
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -391,8 +392,10 @@ def test_changed_settings_are_refused_and_named(
     before = story(tmp_path / "run")
     ended = train_al(settings(data, tmp_path / "run", **change))
     assert ended.status == 1 and named in ended.err.replace(", ", ", ")
-    assert "use a new run_dir for the new settings, or go on with the old ones" in ended.err
+    assert "use a new run_dir for the new settings, or go on with the old ones: " in ended.err
     assert story(tmp_path / "run") == before
+    back = shlex.split(ended.err.split("go on with the old ones: ")[1])
+    fine(train_al([*settings(data, tmp_path / "run", budget__rounds="1", **change), *back]))
 
 
 def test_harmless_changes_are_accepted_and_recorded(train_al: TrainAl, data: Path, tmp_path: Path) -> None:
@@ -591,7 +594,8 @@ def test_what_a_person_may_take_for_a_mistake_is_explained(train_al: TrainAl, da
         data, tmp_path / "run", budget__rounds="1", budget__seconds_per_round="100000", query__sizes="[[99, 4, 4]]"
     )
     ended = fine(train_al(argv))
-    assert "no other region fits beside those chosen and the labelled ground" in ended.out
+    told = "no other region on offer fits beside those chosen and the labelled ground (query.sizes, query.per_image)"
+    assert told in ended.out
     assert "query.sizes: [99, 4, 4] is larger than " in ended.out
     with Ledger.read(tmp_path / "run") as ledger:
         assert {r.image_id for q in ledger.queries() for r in q.regions} == {f"case_{i:02d}" for i in range(4)}

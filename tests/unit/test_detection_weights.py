@@ -10,6 +10,7 @@ import torchvision
 from safetensors.torch import save_file
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, fcos_resnet50_fpn, retinanet_resnet50_fpn
 
+from dal_dense.boxes import Boxes
 from dal_dense.config import DetectionConfig, NetworkConfig, QueryConfig, TaskConfig, TrainConfig, UncertaintyConfig
 from dal_dense.costs import PRESETS
 from dal_dense.errors import ConfigError, DataError
@@ -18,6 +19,7 @@ from dal_dense.tasks.detection_backend import Rows
 from dal_dense.tasks.detection_difficulty import qualities
 from dal_dense.tasks.detection_ground import Sample
 from dal_dense.tasks.detection_partial import area_table
+from dal_dense.tasks.detection_task import Detection
 from dal_dense.tasks.torchvision_detection import PREFIXES, TorchvisionDetection, backend
 from dal_dense.tasks.torchvision_networks import build_network
 from dal_dense.tasks.weights import read_foreign, take_matching
@@ -42,17 +44,21 @@ def test_torchvisions_own_weights_fit(name: str, stock: object) -> None:
     assert not {k for k in state.keys() - matched if not k.endswith("num_batches_tracked")}
 
 
-def fitted(tmp_path: Path, weights: Path, **more: object) -> dict[str, float]:
-    record, truth = toy_frame(tmp_path, "img", 0)
-    detection = DetectionConfig(backbone="resnet18", weights=str(weights), **more)
-    task = TorchvisionDetection(
+def fcos_task(truth: Boxes | None = None, **detection: object) -> Detection:
+    return TorchvisionDetection(
         task=TaskConfig(
-            name="torchvision_detection", network=NetworkConfig(name="fcos"), detection=detection, metric="ap50",
+            name="torchvision_detection", network=NetworkConfig(name="fcos"), metric="ap50",
+            detection=DetectionConfig(backbone="resnet18", **detection),
             train=TrainConfig(iterations=1, batch=1, patch=(32, 32)),
         ),
         uncertainty=UncertaintyConfig(), query=QueryConfig(sizes=((16, 16),)), costs=PRESETS["box_clicks"],
         classes=OBJECTS, ndim=2, in_channels=3, device=torch.device("cpu"), boxes_of=lambda record: truth,
     )  # fmt: skip
+
+
+def fitted(tmp_path: Path, weights: Path, **more: object) -> dict[str, float]:
+    record, truth = toy_frame(tmp_path, "img", 0)
+    task = fcos_task(truth, weights=str(weights), **more)
     said: list[tuple[str, int, int]] = []
     known = labelled(record, truth, [((0, 0), FRAME)], ("image",))
     hooks = Hooks(lambda what, done, total: said.append((what, done, total)))
@@ -93,6 +99,19 @@ def test_files_that_cannot_be_used_are_told(tmp_path: Path, capsys: pytest.Captu
     network = build_network(NetworkConfig(name="fcos"), DetectionConfig(backbone="tiny"), 3)
     with pytest.raises(DataError, match="none of its 1 tensors"):
         take_matching(network, {"nobody.weight": torch.zeros(3)}, tmp_path / "other.pth", PREFIXES)
+
+
+def test_what_cannot_be_begun_with_is_told_before_anybody_labels(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"norm: frozen .* name a file, or use group"):
+        fcos_task(norm="frozen")
+    with pytest.raises(ConfigError, match="anchor_sizes"):
+        fcos_task(anchor_sizes=(16,))
+    torch.save({"nobody.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(DataError, match="none of its 1 tensors"):
+        fcos_task(weights=str(tmp_path / "other.pth"))
+    state = torch.get_rng_state()
+    fcos_task()
+    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_what_cannot_be_built_is_told() -> None:

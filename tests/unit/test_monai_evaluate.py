@@ -61,5 +61,17 @@ def test_miou_pools_all_pixels():
     assert board.result().per_group["drive"] == pytest.approx(pooled.mean())
 
 
+@pytest.mark.parametrize("metric", ["dice", "miou"])
+def test_a_class_counts_if_the_truth_holds_it_whatever_is_predicted(metric: str) -> None:
+    truth, found = torch.zeros(4, 4, dtype=torch.uint8), torch.zeros(4, 4, dtype=torch.uint8)
+    truth[0], found[0], found[3, 0] = 1, 1, 2  # one false voxel of a class that is not there
+    board = Scoreboard(CLASSES, metric, True)
+    board.add("p", seen(one_hot(found), truth))
+    result = board.result()
+    assert math.isnan(result.per_class["b"]) and result.value == result.per_group["p"] == 1
+    board.add("q", seen(one_hot(truth), torch.full_like(truth, 2)))  # there, and not found
+    assert board.result().per_class["b"] == 0 and board.result().value < 1
+
+
 def test_nothing_measured_is_nan_not_a_crash():
     assert math.isnan(Scoreboard(CLASSES, "dice", True).result().value)
