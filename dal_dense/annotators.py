@@ -29,6 +29,7 @@ from dal_dense.pool import Pool
 from dal_dense.query import Query, QueryRegion
 from dal_dense.regions import Regions, slices
 from dal_dense.remarks import Remarks, wait_for
+from dal_dense.report.words import count
 from dal_dense.tasks.base import Proposal
 
 
@@ -300,7 +301,7 @@ class People:
         late = len(ledger.open_regions()) - left
         lines = [f"round {query.round}: {new} new labels taken, {left} of {len(query.regions)} regions still open"]
         if late > 0:
-            lines.append(f"{late} regions of earlier rounds are open too; their labels are still welcome")
+            lines.append(f"{count(late, 'region')} of earlier rounds still open; labels for them are welcome")
         if left:
             lines += [
                 f"the batch lies in {batch}; its README.txt says how to label it",

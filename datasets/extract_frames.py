@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from dal_dense.errors import ConfigError, DalDenseError, DataError
+from dal_dense.report.words import count
 
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".m4v", ".mpg", ".mpeg", ".ts", ".webm", ".wmv")
 LISTING, IMAGES = "frames.json", "images"
@@ -231,7 +232,7 @@ def extract_all(videos: dict[str, Path], out: Path, how: How, listing: Listing, 
             finally:
                 bar.remove_task(task)
             listing.add(drive, path, images)
-            console.print(f"{drive}: {len(images)} frames", highlight=False, soft_wrap=True)
+            console.print(f"{drive}: {count(len(images), 'frame')}", highlight=False, soft_wrap=True)
             if seen[0] < SHORT * seen[1]:
                 problems.append(f"{path}: ends after {seen[0]} of {seen[1]} frames; these are kept. Copy it anew?")
     return problems
@@ -271,7 +272,10 @@ def extract(
     problems = extract_all(found, out, how, listing, console)
     frames = sum(int(v["frames"]) for v in listing.videos.values())
     console.print(
-        f"{out / LISTING}: {len(listing.videos)} drives, {frames} frames", highlight=False, markup=False, soft_wrap=True
+        f"{out / LISTING}: {count(len(listing.videos), 'drive')}, {count(frames, 'frame')}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
     if problems:
         raise DataError("\n".join(problems))

@@ -63,7 +63,7 @@ CVAT: 1. new task; paste these labels into the "Raw" tab; upload images/ (or fra
 Label Studio: 1. new project; paste this under Labeling Setup, Code
 {setup}
       2. import images/; or, to begin from the predictions, serve images/ and import the tasks.json that comes from
-         label-studio-converter import coco -i coco_crops.json -o tasks.json --out-type predictions \
+         label-studio-converter import coco -i coco_crops.json -o tasks.json --out-type predictions \\
            --image-root-url URL_OF_IMAGES
       3. when done: Export, COCO; put result.json into returned/ and list the finished regions in returned/reviewed.txt
 Both may number classes anew: their names count. Leave the images' names as they are.
@@ -71,7 +71,7 @@ Both may number classes anew: their names count. Leave the images' names as they
 
 _MASKS = """\
 
-Both: {ignore} means "leave unlabelled".
+Everywhere: {ignore} means "leave unlabelled".
 """
 
 _ALL = """\

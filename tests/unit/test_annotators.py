@@ -314,7 +314,7 @@ def test_late_labels_of_an_earlier_round_are_still_taken(people: People, pool: P
     annotate(people, pool, ledger)
     finish_round(ledger)
     ledger.record_query(SECOND)
-    assert "2 regions of earlier rounds are open too" in annotate(people, pool, ledger, SECOND).message
+    assert "2 regions of earlier rounds still open" in annotate(people, pool, ledger, SECOND).message
     give_back(people, "r00-001", np.zeros((5, 5), np.uint8))
     give_back(people, "r01-000", np.zeros((2, 2), np.uint8), number=1)
     outcome = annotate(people, pool, ledger, SECOND)
