@@ -13,10 +13,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from pydantic import BaseModel, ValidationError
 
-from dal_dense.config import Config
+from dal_dense.config import Config, pattern_of
 from dal_dense.errors import ConfigError, DalDenseError, Stopped
 
 LISTS = {"query.sizes": "[[64, 64, 48]]"}
@@ -31,6 +32,8 @@ def load_config(argv: Sequence[str], *, prog: str = "train_al.py", description: 
         SystemExit: after `--help`.
     """
     try:
+        for file in _config_files(argv):
+            _refuse_repeats(file)
         values = _parser(prog, description).parse_args(list(argv)).as_dict()
     except ArgumentError as problem:
         raise ConfigError(_one_line(str(problem))) from None
@@ -38,12 +41,47 @@ def load_config(argv: Sequence[str], *, prog: str = "train_al.py", description: 
     try:
         config = Config.model_validate(values)
     except ValidationError as problem:
-        lines = (f"{'.'.join(map(str, e['loc'])) or 'config'}: {_plain(e['msg'])}" for e in problem.errors())
-        raise ConfigError("\n".join(lines)) from None
+        raise ConfigError("\n".join(_told(**e) for e in problem.errors(include_url=False))) from None
+    for name in ("group_pattern", "time_pattern"):
+        if (text := getattr(config.data, name)) is not None:
+            pattern_of(f"data.{name}", text)
     missing = list(missing_files(config))
     if missing:
         raise ConfigError("\n".join(missing))
     return config
+
+
+def _config_files(argv: Sequence[str]) -> Iterator[Path]:
+    """Those that are there; the parser tells of others."""
+    for i, argument in enumerate(argv):
+        name, equal, value = argument.partition("=")
+        file = Path(value if equal else "".join(argv[i + 1 : i + 2]))
+        if name == "--config" and file.is_file():
+            yield file
+
+
+def _refuse_repeats(file: Path) -> None:
+    """YAML would take the last of two equal keys without a word.
+
+    Raises:
+        ConfigError: naming the key and both lines.
+    """
+    try:
+        root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return  # the parser tells
+    nodes = [root]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, yaml.MappingNode):
+            lines: dict[str, int] = {}
+            for key, value in node.value:
+                line = key.start_mark.line + 1
+                if (first := lines.setdefault(str(key.value), line)) != line:
+                    raise ConfigError(f"{file}: {key.value} is set in line {first} and again in line {line}; keep one")
+                nodes.append(value)
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += node.value
 
 
 @functools.cache  # building it takes longer than all that it does
@@ -96,22 +134,30 @@ def _one_line(text: str) -> str:
     required = re.search(r"arguments are required: (.+)", text)
     if required:
         return f"{required[1]}: not set; set it in the config file or as --{required[1].split(',')[0]} VALUE"
+    if text.startswith("Unexpected config:"):
+        return "config: holds no settings; write them as in the files of configs/"
+    group = re.search(r'Parser key "([\w.]+)": Unable to load config .([^\s\'"]*)', text)
+    if group:
+        return f"{group[1]}: got {group[2]!r}; expected settings of its own below it; see --help"
     text = text.replace("typing.Literal", "one of ")
     key = re.search(r'Parser key "([\w.]+)":?', text)
     if key and "File does not exist" in text:
         return f"{key[1]}: {text.split(': ', 1)[1]}; give the path of a YAML file (see configs/)"
     value = re.search(r"Got value: (.*)", text, re.S)
     wanted = re.search(
-        r"(Input should be [^\[]*|String should match [^\[]*|Expected an? [^.]*)", text.split("Got value")[0]
+        r"(Input should be [^\[]*|String should match [^\[]*|(?:Tuple|List) should have [^\[]*|Expected an? [^\n]*)",
+        text.split("Got value")[0],
     )
     if key and "<class 'tuple'>" in text and value is None:
         value = re.search(r"Given value: (.*)", text)
         return f"{key[1]}: got {value[1] if value else '?'!r}; expected a list in brackets, as in [a, b], or see --help"
     if key and wanted:
-        expected = re.sub(r"Expected an? ", "expected ", wanted[1]).strip()
-        count = re.search(r"tuple with (\d+) elements", expected)
+        expected = re.sub(r"Expected an? ", "expected ", wanted[1]).strip().rstrip(".")
+        for name, word in TYPES.items():
+            expected = expected.replace(f"<class '{name}'>", word)
+        count = re.search(r"tuple with (\d+) elements|should have (at least \d+)", expected)
         if count:
-            expected = f"expected {count[1]} numbers in brackets"
+            expected = f"expected {count[1] or count[2]} numbers in brackets"
         elif "tuple" in expected:
             expected = f"expected a list in brackets, as in {LISTS.get(key[1], '[64, 64, 48]')}"
         elif "<class 'dict'>" in expected:
@@ -137,6 +183,18 @@ def setting_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         yield prefix + name
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from setting_names(field.annotation, f"{prefix}{name}.")
+
+
+def _told(loc: Sequence[object], msg: str, type: str, input: object, **more: object) -> str:
+    """One mistake that pydantic found, as it describes it; a rule of ours names the value itself."""
+    name = ".".join(map(str, loc)) or "config"
+    if type == "value_error":
+        return f"{name}: {_plain(msg)}"
+    return f"{name}: got {input!r}; {_plain(msg)}; correct it, or see --help"
+
+
+TYPES = {"int": "whole number", "float": "number", "str": "text", "bool": "true or false"}
+"""What a setting must be, in words."""
 
 
 def _plain(message: str) -> str:

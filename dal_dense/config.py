@@ -6,6 +6,7 @@ heavy is imported. `build.py` is the one place where the names here become objec
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ from dal_dense.config_task import Settings as Settings
 from dal_dense.config_task import TaskConfig as TaskConfig
 from dal_dense.config_task import TrainConfig as TrainConfig
 from dal_dense.config_task import UncertaintyConfig as UncertaintyConfig
+from dal_dense.errors import ConfigError
 
 
 class DataConfig(Settings):
@@ -259,6 +261,7 @@ class Config(Settings):
         if unsure.draws == "flips" and not train.flip_axes:
             raise ValueError("uncertainty.draws flips needs task.train.flip_axes: name the axes that may be flipped")
         self._check_task()
+        self._check_axes()
         axes = {len(size) for size in self.query.sizes}
         if self.query.kind in ("crop", "box") and axes != {len(train.patch)}:
             raise ValueError(
@@ -279,6 +282,19 @@ class Config(Settings):
         if self.query.min_gap is not None and self.data.time_field is None and self.data.time_pattern is None:
             raise ValueError("query.min_gap needs to know times; set data.time_field or data.time_pattern")
         return self
+
+    def _check_axes(self) -> None:
+        """Settings that only one of volumes and frames has; the patch says which they are."""
+        task = self.task
+        if len(task.train.patch) == 2:
+            if self.query.kind == "slice":
+                raise ValueError("query.kind slice needs volumes, and task.train.patch is of frames; use crop or image")
+            if "front_back" in task.train.flip_axes:
+                raise ValueError("task.train.flip_axes: frames have no axis front_back; use left_right or up_down")
+            if task.spacing is not None:
+                raise ValueError("task.spacing is for volumes, and task.train.patch is of frames; use task.frame_size")
+        elif task.frame_size is not None:
+            raise ValueError("task.frame_size is for frames, and task.train.patch is of volumes; use task.spacing")
 
     def _check_task(self) -> None:
         """Settings that only one of segmentation and detection has."""
@@ -327,3 +343,18 @@ class Config(Settings):
             raise ValueError("task.background must be true for detection: class 0 is what is no object")
         if self.annotator.accept_iou < self.annotator.fix_iou:
             raise ValueError("annotator.accept_iou must be at least annotator.fix_iou: what is right needs no fixing")
+
+
+def pattern_of(setting: str, text: str) -> re.Pattern[str]:
+    """A regular expression on ids, whose first bracket is what is meant.
+
+    Raises:
+        ConfigError: if it is none, or has no bracket.
+    """
+    try:
+        pattern = re.compile(text)
+    except re.error as problem:
+        raise ConfigError(f"{setting}: {text!r} is no regular expression ({problem}); correct it") from None
+    if pattern.groups < 1:
+        raise ConfigError(f"{setting}: {text!r} has no bracket; put one around what is meant, as in (\\w+)_\\d+")
+    return pattern

@@ -43,6 +43,12 @@ class NetworkConfig(Settings):
     )
     dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout rate; MC-dropout needs it above 0")
 
+    @model_validator(mode="after")
+    def _some_features(self) -> NetworkConfig:
+        if min(self.channels) < 1:
+            raise ValueError(f"channels {list(self.channels)} must be at least 1 a level")
+        return self
+
 
 class TrainConfig(Settings):
     """One fit."""

@@ -27,11 +27,17 @@ def read_header(record: ImageRecord) -> Header:
     """Grid of an image; reads no voxels. With several channel files, the first one speaks.
 
     Raises:
-        DataError: if the file cannot be read or its grid is sheared.
+        DataError: if the file cannot be read, its grid is sheared, or a frame has not the size that its listing says.
     """
     path = record.paths[0]
     if record.ndim == 2:
-        return frame_header(path)
+        header = frame_header(path)
+        if record.listed is not None and header.shape != record.listed:
+            raise DataError(
+                f"{path}: has {header.shape[0]} rows and {header.shape[1]} columns, its listing says "
+                f"{record.listed[0]} and {record.listed[1]}; restore the image, or correct the listing and its boxes"
+            )
+        return header
     return volume_header(path) if is_nifti(path) else series_header(path)
 
 

@@ -21,7 +21,7 @@ from dal_dense.masks import Annotation, rasterise, read_mask
 from dal_dense.records import IGNORE
 from dal_dense.records import ImageRecord as ImageRecord
 from dal_dense.sources import SOURCES
-from dal_dense.sources.base import IGNORED_NAME, Listing
+from dal_dense.sources.base import IGNORED_NAME, Entry, Listing
 from dal_dense.splits import (
     Known,
     Member,
@@ -224,8 +224,9 @@ def _gone(known: Known | None, split: Split, listing: Listing) -> dict[str, str]
 def _records(members: Sequence[Member], root: Path, listing: Listing, data: DataConfig) -> tuple[ImageRecord, ...]:
     when = time_of(data)
     records = tuple(
-        ImageRecord(e.id, e.paths, root, group, e.mask, 2 if _is_frame(e.paths[0]) else 3, listing.mask_format, when(e))
+        ImageRecord(e.id, e.paths, root, group, e.mask, ndim, listing.mask_format, when(e), _listed(e))
         for e, group in members
+        for ndim in [2 if _is_frame(e.paths[0]) else 3]
     )
     setting = "time_field" if data.time_field is not None else "time_pattern"
     if records and getattr(data, setting) is not None and all(r.time is None for r in records):
@@ -233,6 +234,14 @@ def _records(members: Sequence[Member], root: Path, listing: Listing, data: Data
             f"data.{setting}: {getattr(data, setting)!r} finds no time, as in {records[0].id}; correct it"
         )
     return records
+
+
+def _listed(entry: Entry) -> tuple[int, int] | None:
+    """Rows and columns, where a COCO json says them."""
+    rows, columns = ((entry.fields or {}).get(side) for side in ("height", "width"))
+    if isinstance(rows, int) and isinstance(columns, int) and rows > 0 and columns > 0:
+        return rows, columns
+    return None
 
 
 def _is_frame(path: Path) -> bool:

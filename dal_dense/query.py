@@ -83,7 +83,9 @@ class SidecarRegion(_Frozen):
     region: QueryRegion
     source: SourceImage
     files: dict[str, str] = Field(description="role (image, proposal, scan_proposal, region_mask) to file")
-    status: Literal["open", "answered"] = "open"
+    status: Literal["open", "answered"] = Field(
+        default="open", description="when the batch was written, which never changes; later answers are in the ledger"
+    )
     shown: tuple[tuple[int, int], tuple[int, int]] | None = Field(
         default=None, description="box queries: first and one past the last pixel of what the image shows around it"
     )

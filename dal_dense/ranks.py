@@ -251,6 +251,8 @@ def device_of(name: str, place: int | None = None) -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device: {name} was asked for, but torch sees no CUDA device; use --device cpu or auto")
     if place is None:
+        if name == "mps" and not torch.backends.mps.is_available():
+            raise ConfigError("device: mps was asked for, but torch sees none; use --device cpu or auto")
         return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
     if name not in ("auto", "cuda", "cpu"):
         raise ConfigError(f"device: {name} is one device, and each process needs its own; use --device auto, or cpu")

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import csv
 import math
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from dal_dense.config import DataConfig
+from dal_dense.config import DataConfig, pattern_of
 from dal_dense.errors import ConfigError, DataError
 from dal_dense.noise import derive_seed
 from dal_dense.sources.base import Entry, image_id, read_json
@@ -143,22 +142,12 @@ def _groups(entries: Sequence[Entry], data: DataConfig, root: Path) -> tuple[dic
         values = {e.id: (e.fields or {}).get(field) for e in entries}
         return {i: str(v) for i, v in values.items() if v is not None}, f"in field {field!r} of the listing"
     if data.group_pattern is not None:
-        pattern = _pattern("data.group_pattern", data.group_pattern)
+        pattern = pattern_of("data.group_pattern", data.group_pattern)
         matches = ((e.id, pattern.search(e.id)) for e in entries)
         return {i: m[1] for i, m in matches if m and m[1]}, f"by the pattern {data.group_pattern!r}"
     file = root / str(data.group_table)
     table = _table(file)
     return {e.id: table[e.id] for e in entries if e.id in table}, f"in {file.name}"
-
-
-def _pattern(setting: str, text: str) -> re.Pattern[str]:
-    try:
-        pattern = re.compile(text)
-    except re.error as problem:
-        raise ConfigError(f"{setting}: {text!r} is no regular expression ({problem}); correct it") from None
-    if pattern.groups < 1:
-        raise ConfigError(f"{setting}: {text!r} has no bracket; put one around what is meant, as in (\\w+)_\\d+")
-    return pattern
 
 
 def _table(file: Path) -> dict[str, str]:
@@ -258,7 +247,7 @@ def time_of(data: DataConfig) -> Callable[[Entry], float | None]:
         return lambda entry: None
     if data.time_field is not None and data.time_pattern is not None:
         raise ConfigError("data.time_pattern: times come from data.time_field already; set only one of them")
-    pattern = None if data.time_pattern is None else _pattern("data.time_pattern", data.time_pattern)
+    pattern = None if data.time_pattern is None else pattern_of("data.time_pattern", data.time_pattern)
     setting = "data.time_field" if pattern is None else "data.time_pattern"
 
     def when(entry: Entry) -> float | None:

@@ -178,5 +178,5 @@ def _check_budget(baskets: Sequence[Basket], when: Round) -> None:
         poor = "" if when.number == 0 else "; a model that has learnt little also overrates what there is to draw"
         raise BudgetError(
             f"budget {budget.seconds:g} s buys nothing: the cheapest of {sum(free)} regions costs {low:g} s "
-            f"(its image's opening included); raise {setting} or shrink query.sizes{poor}"
+            f"(its image's opening included); raise {setting} or ask for less at once (query.kind, query.sizes){poor}"
         )

@@ -78,6 +78,33 @@ def list_and_file_cases(folder: Path, good: list[str]) -> dict[str, tuple[list[s
             "did you mean budget.rounds?",
         ),
         "a number for a list": ([*good, "--task.train.patch=8"], "task.train.patch: got '8'", "a list in brackets"),
+        "a word for a number": ([*good, "--data.ignore_index=ten"], "data.ignore_index: got 'ten'", "whole number"),
+        "too few levels": ([*good, "--task.network.channels=[8]"], "task.network.channels: got '[8]'", "at least 2"),
+        "a level of nothing": (
+            [*good, "--task.network.channels=[8, 0]"],
+            "task.network: channels [8, 0]",
+            "at least 1",
+        ),
+        "a name for a group": ([*good, "--strategy=hybrid"], "strategy: got 'hybrid'", "settings of its own below it"),
+        "no threads": ([*good, "--threads=0"], "threads: got 0", "greater than or equal to 1"),
+        "half a pattern": ([*good, "--data.group_pattern=(a"], "data.group_pattern: '(a' is no regular", "correct it"),
+        "no bracket": ([*good, "--data.time_pattern=a"], "data.time_pattern: 'a' has no bracket", "put one around"),
+        "frames' size for volumes": (
+            [*good, "--task.frame_size=[8, 8]"],
+            "config: task.frame_size is for",
+            "use task.sp",
+        ),
+        "slices of frames": (
+            [*good, "--task.train.patch=[8, 8]", "--query.kind=slice"],
+            "config: query.kind slice needs volumes",
+            "use crop or image",
+        ),
+        "twice in a file": (
+            [f"--config={folder / 'twice.yaml'}"],
+            f"{folder / 'twice.yaml'}: rounds is set in line 2",
+            "keep one",
+        ),
+        "nothing in a file": ([f"--config={folder / 'nothing.yaml'}"], "config: holds no settings", "configs/"),
         "two numbers for three": (
             [*good, "--task.spacing=[2, 2]"],
             "task.spacing: got '[2, 2]'",
@@ -122,6 +149,8 @@ def setting_cases(folder: Path) -> dict[str, tuple[list[str], str, str]]:
         "group.yaml": f"run_dir: {run_dir}\ndata_root: {root}\ndata: {{format: msd}}\nbugdet: {{rounds: 3}}\n",
         "type.yaml": f"run_dir: {run_dir}\ndata_root: {root}\ndata: {{format: msd}}\nbudget: {{rounds: soon}}\n",
         "broken.yaml": "run_dir: [\n",
+        "twice.yaml": "budget:\n  rounds: 2\n  start_seconds: 9\n  rounds: 3\n",
+        "nothing.yaml": "# soon\n",
     }
     for name, text in yaml.items():
         (folder / name).write_text(text)
@@ -565,7 +594,7 @@ def test_a_budget_that_buys_nothing_names_the_cheapest_region_and_may_be_raised(
     ended = train_al([*argv, f"--{setting}=2"])
     assert ended.status == 1 and ended.err.count("\n") == 1
     assert ended.err.startswith("budget 2 s buys nothing: the cheapest of ")
-    assert f"raise {setting} or shrink query.sizes" in ended.err
+    assert f"raise {setting} or ask for less at once (query.kind, query.sizes)" in ended.err
     assert train_al(argv).status == 0  # what the message says works, on the same run
     assert story(tmp_path / "run") == expected
 

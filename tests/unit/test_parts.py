@@ -130,6 +130,9 @@ def test_what_parts_cannot_share_is_refused() -> None:
 
 
 def test_each_process_takes_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not torch.backends.mps.is_available():
+        with pytest.raises(ConfigError, match="device: mps was asked for, but torch sees none"):
+            device_of("mps")
     assert device_of("auto", 1) == device_of("cpu", 1) == torch.device("cpu")
     with pytest.raises(ConfigError, match="device: mps is one device"):
         device_of("mps", 0)

@@ -312,6 +312,19 @@ def test_coco_categories_masks_and_groups(tmp_path: Path) -> None:
     assert second is not None and (second == IGNORE).sum() == 24 and found.mask(found["c"]) is None
 
 
+@pytest.mark.parametrize("said", [{"height": 16, "width": 20}, {"height": 10, "width": 8}])
+def test_coco_a_frame_of_another_size_than_listed_is_told(tmp_path: Path, said: dict[str, int]) -> None:
+    """Its boxes and polygons would mean other ground."""
+    coco(tmp_path, [{"id": 1, "image_id": 0, **SQUARE}], **said)
+    found = pool(tmp_path, format="coco", listing="all.json", test_fraction=0)
+    words = rf"a\.jpg: has 8 rows and 10 columns, its listing says {said['height']} and {said['width']}; restore"
+    for read in (read_header, found.mask, found.boxes):
+        with pytest.raises(DataError, match=words):
+            read(found["a"])
+    coco(tmp_path, [{"id": 1, "image_id": 0, **SQUARE}], height=8, width=10)
+    assert pool(tmp_path, format="coco", listing="all.json", test_fraction=0).mask(found["a"]) is not None
+
+
 def test_coco_reviewed_and_empty_is_a_mask(tmp_path: Path) -> None:
     coco(tmp_path, [], reviewed=True)
     found = pool(tmp_path, format="coco", listing="all.json", test_fraction=0)
