@@ -228,7 +228,11 @@ def test_kinds_of_regions_in_frames(
 
 def test_slices_of_frames_are_refused(train_al: TrainAl, frames: Path, tmp_path: Path) -> None:
     ended = train_al(frame_settings(frames, tmp_path / "run", query__kind="slice"))
-    assert ended.status == 2 and ended.err.startswith("query.kind: slice needs volumes") and ended.err.count("\n") == 1
+    assert (
+        ended.status == 2
+        and ended.err.startswith("config: query.kind slice needs volumes")
+        and ended.err.count("\n") == 1
+    )
 
 
 # the charge
@@ -545,7 +549,7 @@ def test_with_a_part_of_the_round_it_proceeds_and_takes_late_labels(
     draw(data, batch(run_dir, 0), range(-(-count // 2)))
     went_on = fine(train_al(argv))
     late = count - -(-count // 2)
-    assert f"{late} regions of earlier rounds are open too; their labels are still welcome" in went_on.out
+    assert f"{late} regions of earlier rounds still open; labels for them are welcome" in went_on.out
     with Ledger.read(run_dir) as ledger:
         assert ledger.closed(0) and len(ledger.open_regions(0)) == late and ledger.round == 1
         blocked, now = ledger.open_regions(0), ledger.queries()[1].regions

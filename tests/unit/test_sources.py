@@ -322,7 +322,8 @@ def test_coco_a_frame_of_another_size_than_listed_is_told(tmp_path: Path, said: 
         with pytest.raises(DataError, match=words):
             read(found["a"])
     coco(tmp_path, [{"id": 1, "image_id": 0, **SQUARE}], height=8, width=10)
-    assert pool(tmp_path, format="coco", listing="all.json", test_fraction=0).mask(found["a"]) is not None
+    mended = pool(tmp_path, format="coco", listing="all.json", test_fraction=0)
+    assert mended.mask(mended["a"]) is not None
 
 
 def test_coco_reviewed_and_empty_is_a_mask(tmp_path: Path) -> None:
