@@ -5,6 +5,7 @@ Nothing heavy is imported here, so a wrong setting is told within a second.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import functools
@@ -56,32 +57,38 @@ def _config_files(argv: Sequence[str]) -> Iterator[Path]:
     for i, argument in enumerate(argv):
         name, equal, value = argument.partition("=")
         file = Path(value if equal else "".join(argv[i + 1 : i + 2]))
-        if name == "--config" and file.is_file():
-            yield file
+        with contextlib.suppress(OSError):  # settings in place of a path
+            if name == "--config" and file.is_file():
+                yield file
 
 
 def _refuse_repeats(file: Path) -> None:
     """YAML would take the last of two equal keys without a word.
 
     Raises:
-        ConfigError: naming the key and both lines.
+        ConfigError: naming the key and its line, or a file that is no text.
     """
     try:
-        root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError):
+        nodes = [yaml.compose(file.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)]
+    except UnicodeDecodeError:
+        raise ConfigError(f"config: {file} is not UTF-8 text; save it as such") from None
+    except yaml.YAMLError:
         return  # the parser tells
-    nodes = [root]
+    seen: set[int] = set()  # an alias is its anchor's very node
     while nodes:
         node = nodes.pop()
-        if isinstance(node, yaml.MappingNode):
-            lines: dict[str, int] = {}
-            for key, value in node.value:
-                line = key.start_mark.line + 1
-                if (first := lines.setdefault(str(key.value), line)) != line:
-                    raise ConfigError(f"{file}: {key.value} is set in line {first} and again in line {line}; keep one")
-                nodes.append(value)
-        elif isinstance(node, yaml.SequenceNode):
+        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
             nodes += node.value
+            continue
+        keys: set[str] = set()
+        for key, value in node.value:
+            if key.value in keys and key.tag != "tag:yaml.org,2002:merge":
+                raise ConfigError(f"{file}: {key.value} is set again in line {key.start_mark.line + 1}; keep one")
+            keys.add(str(key.value))
+            nodes.append(value)
 
 
 @functools.cache  # building it takes longer than all that it does

@@ -288,13 +288,22 @@ class Config(Settings):
         task = self.task
         if len(task.train.patch) == 2:
             if self.query.kind == "slice":
-                raise ValueError("query.kind slice needs volumes, and task.train.patch is of frames; use crop or image")
+                raise ValueError(
+                    "query.kind slice needs volumes, but task.train.patch has 2 numbers; give it 3, "
+                    "or for frames use crop"
+                )
             if "front_back" in task.train.flip_axes:
                 raise ValueError("task.train.flip_axes: frames have no axis front_back; use left_right or up_down")
             if task.spacing is not None:
-                raise ValueError("task.spacing is for volumes, and task.train.patch is of frames; use task.frame_size")
+                raise ValueError(
+                    "task.spacing is for volumes, but task.train.patch has 2 numbers; give it 3, or for frames use "
+                    "task.frame_size"
+                )
         elif task.frame_size is not None:
-            raise ValueError("task.frame_size is for frames, and task.train.patch is of volumes; use task.spacing")
+            raise ValueError(
+                "task.frame_size is for frames, but task.train.patch has 3 numbers; give it 2, or for volumes use "
+                "task.spacing"
+            )
 
     def _check_task(self) -> None:
         """Settings that only one of segmentation and detection has."""

@@ -33,9 +33,11 @@ def read_header(record: ImageRecord) -> Header:
     if record.ndim == 2:
         header = frame_header(path)
         if record.listed is not None and header.shape != record.listed:
+            turned = header.shape == record.listed[::-1]
+            remedy = "if an EXIF tag turns it, turn its pixels" if turned else "restore the image"
             raise DataError(
                 f"{path}: has {header.shape[0]} rows and {header.shape[1]} columns, its listing says "
-                f"{record.listed[0]} and {record.listed[1]}; restore the image, or correct the listing and its boxes"
+                f"{record.listed[0]} and {record.listed[1]}; {remedy}, or correct the listing and its annotations"
             )
         return header
     return volume_header(path) if is_nifti(path) else series_header(path)

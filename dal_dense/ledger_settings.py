@@ -53,14 +53,14 @@ def harmless_changes(
     serious = {n: pair for n, pair in changed.items() if not _is_harmless(n) and (asked or n.startswith("data."))}
     if serious:
         lines = "".join(f"\n  {name}: {a} -> {b}" for name, (a, b) in serious.items())
-        back = " ".join(f"--{name} {shlex.quote(_typed(a))}" for name, (a, _) in serious.items() if a != _ABSENT)
+        back = " ".join(shlex.quote(f"--{name}={_typed(a)}") for name, (a, _) in serious.items() if a != _ABSENT)
         remedy = f"use a new run_dir for the new settings, or go on with the old ones{f': {back}' if back else ''}"
         raise LedgerError(f"{path}: the run was begun with other settings:{lines}\n{remedy}")
     return changed
 
 
 def _typed(value: str) -> str:
-    """JSON as one types it after `--name`: text without its quotes."""
+    """JSON as one types it after `--name=`: text without its quotes."""
     plain = json.loads(value)
     return plain if isinstance(plain, str) else value
 

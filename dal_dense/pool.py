@@ -224,7 +224,7 @@ def _gone(known: Known | None, split: Split, listing: Listing) -> dict[str, str]
 def _records(members: Sequence[Member], root: Path, listing: Listing, data: DataConfig) -> tuple[ImageRecord, ...]:
     when = time_of(data)
     records = tuple(
-        ImageRecord(e.id, e.paths, root, group, e.mask, ndim, listing.mask_format, when(e), _listed(e))
+        ImageRecord(e.id, e.paths, root, group, e.mask, ndim, listing.mask_format, when(e), _listed(e, listing))
         for e, group in members
         for ndim in [2 if _is_frame(e.paths[0]) else 3]
     )
@@ -236,8 +236,10 @@ def _records(members: Sequence[Member], root: Path, listing: Listing, data: Data
     return records
 
 
-def _listed(entry: Entry) -> tuple[int, int] | None:
-    """Rows and columns, where a COCO json says them."""
+def _listed(entry: Entry, listing: Listing) -> tuple[int, int] | None:
+    """Rows and columns that an image's annotations are in, where a COCO json says them."""
+    if not listing.annotations.get(entry.id):
+        return None
     rows, columns = ((entry.fields or {}).get(side) for side in ("height", "width"))
     if isinstance(rows, int) and isinstance(columns, int) and rows > 0 and columns > 0:
         return rows, columns

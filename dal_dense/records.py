@@ -30,7 +30,7 @@ class ImageRecord:
         ndim: 2 (frames) or 3 (volumes).
         mask_format: index: a file of label values; coco: annotations, rasterised when read.
         time: of the frame within its group (drive), in the unit of the data; None if nobody says.
-        listed: rows, columns of the frame as its listing says, which its annotations are in; None if nobody says.
+        listed: rows, columns of the frame as its listing says, which its annotations are in; None without any.
     """
 
     id: str

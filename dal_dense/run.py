@@ -76,12 +76,17 @@ def unreadable(run: Run, names: set[str], *, looked: bool = False) -> set[str]:
 def try_tests(run: Run) -> None:
     """A broken test image is set aside before the first figure, never later: figures stay comparable."""
     if not run.ledger.events("tested"):
-        _set_aside(run, [r.id for r in run.pool.test], lambda name: (True, True))
+        _set_aside(run, [r.id for r in run.pool.test], lambda name: (True, True), least=0)
         run.ledger.record_event("tested", {"images": [r.id for r in run.pool.test]})
 
 
-def _set_aside(run: Run, names: Sequence[str], needed: Callable[[str], tuple[bool, bool]]) -> set[str]:
-    """Ids of the images whose pixels, or labels, cannot be read, as far as they are needed."""
+def _set_aside(
+    run: Run, names: Sequence[str], needed: Callable[[str], tuple[bool, bool]], *, least: int | None = None
+) -> set[str]:
+    """Ids of the images whose pixels, or labels, cannot be read, as far as they are needed.
+
+    With `least`, none is set aside where most fail: see `refuse_if_most_fail`.
+    """
 
     def problem_of(name: str) -> DataError | None:
         pixels, labels = needed(name)
@@ -97,7 +102,9 @@ def _set_aside(run: Run, names: Sequence[str], needed: Callable[[str], tuple[boo
             return problem
         return None
 
-    problems = run.screen.hooks().share("reading images", problem_of, names)
+    problems = list(run.screen.hooks().share("reading images", problem_of, names))
+    if least is not None:
+        refuse_if_most_fail(problems, least)
     bad = {name: problem for name, problem in zip(names, problems, strict=True) if problem is not None}
     for name, problem in bad.items():
         quarantine(run, name, problem)
@@ -136,17 +143,17 @@ def quarantine(run: Run, image_id: str, problem: DataError) -> None:
     run.pool = run.pool.quarantine(image_id, str(problem))
 
 
-def refuse_if_most_fail(found: Sequence[Offers | DataError]) -> None:
+def refuse_if_most_fail(found: Sequence[Offers | DataError | None], least: int = 2) -> None:
     """Where most images fail it is a disk or the model that is broken, and an image set aside stays aside.
 
     Raises:
-        DataError: if more than half, and at least three, cannot be used.
+        DataError: if more than half, and more than `least`, cannot be used.
     """
     bad = [problem for problem in found if isinstance(problem, DataError)]
-    if len(bad) > max(2, len(found) // 2):
+    if len(bad) > max(least, len(found) // 2):
         raise DataError(
             f"{len(bad)} of {len(found)} images cannot be used, so none is set aside; look whether their folder is "
-            f"there and the model's fit went well, mend it, and run again. The first: {bad[0]}"
+            f"there, their listing fits them and the model's fit went well, mend it, and run again. The first: {bad[0]}"
         )
 
 

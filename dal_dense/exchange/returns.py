@@ -191,9 +191,10 @@ def _read(path: Path, file: str, asked: Asked, times: dict[str, float], problems
             found, bad = read_document(path, asked, file)
             problems += bad
             return [replace(item, starred=asked.marks.cover(file)) for item in found]
-        for name in lead.keys() & asked.regions.keys():
-            problems += side_files.take_time(times, name, lead[name], file)
-        if whole := sorted(lead.keys() & asked.images.keys() - asked.regions.keys()):
+        for name, seconds in lead:
+            if name in asked.regions:
+                problems += side_files.take_time(times, name, seconds, file)
+        if whole := sorted({name for name, _ in lead} & asked.images.keys() - asked.regions.keys()):
             shown = ", ".join(whole[:3]) + (f" and {len(whole) - 3} more" if len(whole) > 3 else "")
             problems.append(f"{file}: lead times of whole images are not charged ({shown}); log them by region")
     elif not lower.endswith(".txt"):

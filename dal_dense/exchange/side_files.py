@@ -43,7 +43,7 @@ def take_time(times: dict[str, float], name: str, seconds: float, where: str) ->
     """Add a time; of two different ones the first stays, and the other is told."""
     if (first := times.setdefault(name, seconds)) == seconds:
         return []
-    return [f"{where}: {name} has {first:g} s already; {seconds:g} s is not used. Keep one of the two"]
+    return [f"{where}: {name} has {first:.12g} s already; {seconds:.12g} s is not used. Keep one of the two"]
 
 
 def _seconds(value: object) -> float | None:
@@ -54,8 +54,8 @@ def _seconds(value: object) -> float | None:
     return seconds if math.isfinite(seconds) and seconds >= 0 else None
 
 
-def lead_times(path: Path) -> dict[str, float] | None:
-    """Seconds by image name of a Label Studio json export (a list of tasks); None if it is none.
+def lead_times(path: Path) -> list[tuple[str, float]] | None:
+    """Image names and seconds of a Label Studio json export (a list of tasks); None if it is none.
 
     Its drawings are not read: export these as COCO or PNG.
     """
@@ -65,12 +65,8 @@ def lead_times(path: Path) -> dict[str, float] | None:
         return None
     if not isinstance(tasks, list) or not all(isinstance(t, dict) and "annotations" in t for t in tasks):
         return None
-    times: dict[str, float] = {}
-    for task in tasks:
-        name, seconds = _task_name(task), _lead_time(task)
-        if name and seconds is not None:
-            times[name] = seconds
-    return times
+    named = [(_task_name(task), _lead_time(task)) for task in tasks]
+    return [(name, seconds) for name, seconds in named if name and seconds is not None]
 
 
 def _task_name(task: dict[str, Any]) -> str:

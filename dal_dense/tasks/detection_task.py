@@ -36,7 +36,7 @@ from dal_dense.tasks.detection_evaluate import Found, Scoreboard, boxes_of
 from dal_dense.tasks.detection_fit import Plan, fit_detectors
 from dal_dense.tasks.detection_ground import Windows, gather
 from dal_dense.tasks.detection_predict import predict_frame
-from dal_dense.tasks.detection_weights import Model, ModelCard, is_finished, load_model
+from dal_dense.tasks.detection_weights import Model, ModelCard, fresh, is_finished, load_model
 from dal_dense.tasks.weights import folder_sha256, read_card, read_figures, read_foreign, take_matching
 
 SAVED = {"backbone", "norm", "anchor_sizes", "config_file"}
@@ -93,8 +93,7 @@ class Detection:
 
     def _try_to_begin(self) -> None:
         """Build what the first fit begins with: a person should not label a start set first to be told it cannot be."""
-        with torch.random.fork_rng(devices=[]):
-            module = self._make().module
+        module = fresh(self._make, 0).module
         if self._task.detection.weights is not None:
             file = Path(self._task.detection.weights)
             take_matching(module, read_foreign(file), file, self._prefixes)

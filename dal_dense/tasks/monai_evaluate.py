@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from dal_dense.calibration import CalibrationSums
@@ -82,7 +82,7 @@ class Scoreboard:
     Args:
         classes: names.
         metric: dice (mean over images, then over classes) or miou (all voxels pooled). A class counts if the truth
-            holds it, so that a few false voxels do not change over which classes the mean is.
+            of any image holds it, so that a few false voxels do not change over which classes the mean is.
         background: class 0 is left out of means.
     """
 
@@ -100,21 +100,24 @@ class Scoreboard:
     def result(self) -> Measurement:
         """The measurement over everything added."""
         everything = [m for group in self._matrices.values() for m in group]
-        per_class = self._per_class(everything)
+        there = np.sum(everything, axis=0).sum(1) > 0 if everything else np.zeros(len(self.classes), bool)
+        per_class = self._per_class(everything, there)
         return Measurement(
             metric=self.metric,
             value=self._over_classes(per_class),
             per_class=dict(zip(self.classes, per_class.tolist(), strict=True)),
-            per_group={g: self._over_classes(self._per_class(m)) for g, m in sorted(self._matrices.items())},
+            per_group={g: self._over_classes(self._per_class(m, there)) for g, m in sorted(self._matrices.items())},
             extra={"ece": self._calibration.error(), **self._calibration.bins()},
         )
 
-    def _per_class(self, matrices: Sequence[np.ndarray]) -> Float[np.ndarray, " classes"]:
+    def _per_class(
+        self, matrices: Sequence[np.ndarray], there: Bool[np.ndarray, " classes"]
+    ) -> Float[np.ndarray, " classes"]:
         if not matrices:
             return np.full(len(self.classes), np.nan)
-        pooled = np.sum(matrices, axis=0)
-        figures = iou(pooled) if self.metric == "miou" else _mean(np.stack([dice(m) for m in matrices]))
-        return np.where(pooled.sum(1) > 0, figures, np.nan)
+        miou = self.metric == "miou"
+        figures = iou(np.sum(matrices, axis=0)) if miou else _mean(np.stack([dice(m) for m in matrices]))
+        return np.where(there, figures, np.nan)
 
     def _over_classes(self, values: np.ndarray) -> float:
         counted = values[1:] if self.background else values

@@ -97,11 +97,16 @@ def list_and_file_cases(folder: Path, good: list[str]) -> dict[str, tuple[list[s
         "slices of frames": (
             [*good, "--task.train.patch=[8, 8]", "--query.kind=slice"],
             "config: query.kind slice needs volumes",
-            "use crop or image",
+            "give it 3",
         ),
         "twice in a file": (
             [f"--config={folder / 'twice.yaml'}"],
-            f"{folder / 'twice.yaml'}: rounds is set in line 2",
+            f"{folder / 'twice.yaml'}: rounds is set again in line 4",
+            "keep one",
+        ),
+        "twice in a line": (
+            [f"--config={folder / 'flow.yaml'}"],
+            f"{folder / 'flow.yaml'}: rounds is set again",
             "keep one",
         ),
         "nothing in a file": ([f"--config={folder / 'nothing.yaml'}"], "config: holds no settings", "configs/"),
@@ -150,6 +155,7 @@ def setting_cases(folder: Path) -> dict[str, tuple[list[str], str, str]]:
         "type.yaml": f"run_dir: {run_dir}\ndata_root: {root}\ndata: {{format: msd}}\nbudget: {{rounds: soon}}\n",
         "broken.yaml": "run_dir: [\n",
         "twice.yaml": "budget:\n  rounds: 2\n  start_seconds: 9\n  rounds: 3\n",
+        "flow.yaml": "budget: {rounds: 2, rounds: 3}\n",
         "nothing.yaml": "# soon\n",
     }
     for name, text in yaml.items():

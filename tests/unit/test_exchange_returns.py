@@ -83,12 +83,13 @@ def test_of_two_times_for_a_region_the_first_stays_and_the_other_is_told(batch: 
     (returned / "bob").mkdir()
     (returned / "bob" / "times.csv").write_text("region_id,seconds\nr00-000,8\nr00-001,7\n")
     (returned / "studio.json").write_text(
-        json.dumps([{"file_upload": "r00-001.png", "annotations": [{"lead_time": 5}]}])
+        json.dumps([{"file_upload": "r00-001.png", "annotations": [{"lead_time": s}]} for s in (5, 4)])
     )
     (returned / "times.csv").write_text("region_id,seconds\nr00-000,6\nr00-001,7\nr00-000,9\n")
     found, problems = read_returns(batch, returned)
     assert {f.region_id: f.seconds for f in found} == {"r00-000": 6, "r00-001": 5}
     assert problems == [
+        "studio.json: r00-001 has 5 s already; 4 s is not used. Keep one of the two",
         "times.csv: line 4: r00-000 has 6 s already; 9 s is not used. Keep one of the two",
         "times.csv: r00-001 has 5 s already; 7 s is not used. Keep one of the two",
         "bob/times.csv: r00-000 has 6 s already; 8 s is not used. Keep one of the two",

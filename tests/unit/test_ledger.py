@@ -114,7 +114,7 @@ def test_other_settings_are_refused_and_all_named(tmp_path: Path) -> None:
         begin(tmp_path, config=other)
     text = str(refused.value)
     assert "query.stride: 1 -> 2" in text and 'query.kind: "crop" -> "slice"' in text
-    assert "--query.stride 1" in text and "new run_dir" in text and str(tmp_path) in text
+    assert "--query.stride=1" in text and "new run_dir" in text and str(tmp_path) in text
     with pytest.raises(LedgerError, match="device_count: "):  # a harmless name is not a prefix
         begin(tmp_path, config=CONFIG | {"device_count": 2})
     with pytest.raises(LedgerError, match="seed 7, not 8"):

@@ -71,6 +71,18 @@ def test_a_class_counts_if_the_truth_holds_it_whatever_is_predicted(metric: str)
     assert math.isnan(result.per_class["b"]) and result.value == result.per_group["p"] == 1
     board.add("q", seen(one_hot(truth), torch.full_like(truth, 2)))  # there, and not found
     assert board.result().per_class["b"] == 0 and board.result().value < 1
+    assert board.result().per_group["p"] == 0.5  # where it is not there, false voxels count
+
+
+def test_false_voxels_in_a_healthy_patient_count_in_the_figure_of_the_patient() -> None:
+    board, healthy = Scoreboard(CLASSES, "dice", True), torch.zeros(4, 4, dtype=torch.uint8)
+    ill, false = healthy.clone(), healthy.clone()
+    ill[0], false[0, 0] = 1, 1
+    for k in range(4):
+        board.add(f"ill{k}", seen(one_hot(ill), ill))
+        board.add(f"healthy{k}", seen(one_hot(false), healthy))
+    result = board.result()
+    assert result.value == 0.5 and sorted(result.per_group.values()) == [0, 0, 0, 0, 1, 1, 1, 1]
 
 
 def test_nothing_measured_is_nan_not_a_crash():
