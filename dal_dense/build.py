@@ -242,8 +242,6 @@ def check_dimensions(config: Config, pool: Pool) -> None:
             f"task.train.patch: {axes} numbers, but the pool holds {'volumes' if pool.ndim == 3 else 'frames'}; "
             f"give {pool.ndim} numbers"
         )
-    if config.query.kind == "slice" and pool.ndim == 2:
-        raise ConfigError("query.kind: slice needs volumes, and the pool holds frames; use crop or image")
 
 
 def warn_of_large_sizes(run: Run) -> None:

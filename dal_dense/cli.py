@@ -11,14 +11,15 @@ import errno
 import functools
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from pydantic import BaseModel, ValidationError
 
-from dal_dense.config import Config, pattern_of
+from dal_dense.config import Config
 from dal_dense.errors import ConfigError, DalDenseError, Stopped
 
 LISTS = {"query.sizes": "[[64, 64, 48]]"}
@@ -42,10 +43,7 @@ def load_config(argv: Sequence[str], *, prog: str = "train_al.py", description: 
     try:
         config = Config.model_validate(values)
     except ValidationError as problem:
-        raise ConfigError("\n".join(_told(**e) for e in problem.errors(include_url=False))) from None
-    for name in ("group_pattern", "time_pattern"):
-        if (text := getattr(config.data, name)) is not None:
-            pattern_of(f"data.{name}", text)
+        raise ConfigError("\n".join(_told(e) for e in problem.errors(include_url=False))) from None
     missing = list(missing_files(config))
     if missing:
         raise ConfigError("\n".join(missing))
@@ -163,9 +161,9 @@ def _one_line(text: str) -> str:
         for name, word in TYPES.items():
             expected = expected.replace(f"<class '{name}'>", word)
         count = re.search(r"tuple with (\d+) elements|should have (at least \d+)", expected)
-        if count:
+        if count and key[1] not in LISTS:
             expected = f"expected {count[1] or count[2]} numbers in brackets"
-        elif "tuple" in expected:
+        elif count or "tuple" in expected:
             expected = f"expected a list in brackets, as in {LISTS.get(key[1], '[64, 64, 48]')}"
         elif "<class 'dict'>" in expected:
             expected = "expected pairs in braces, as in {0: background, 1: liver}"
@@ -192,12 +190,12 @@ def setting_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from setting_names(field.annotation, f"{prefix}{name}.")
 
 
-def _told(loc: Sequence[object], msg: str, type: str, input: object, **more: object) -> str:
+def _told(mistake: Mapping[str, Any]) -> str:
     """One mistake that pydantic found, as it describes it; a rule of ours names the value itself."""
-    name = ".".join(map(str, loc)) or "config"
-    if type == "value_error":
-        return f"{name}: {_plain(msg)}"
-    return f"{name}: got {input!r}; {_plain(msg)}; correct it, or see --help"
+    name, fact = ".".join(map(str, mistake["loc"])) or "config", _plain(mistake["msg"])
+    if mistake["type"] == "value_error":
+        return f"{name}: {fact}"
+    return f"{name}: got {mistake['input']!r}; {fact}; correct it, or see --help"
 
 
 TYPES = {"int": "whole number", "float": "number", "str": "text", "bool": "true or false"}

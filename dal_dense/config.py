@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dal_dense.config_task import DetectionConfig as DetectionConfig
 from dal_dense.config_task import IntensityConfig as IntensityConfig
@@ -19,7 +19,6 @@ from dal_dense.config_task import Settings as Settings
 from dal_dense.config_task import TaskConfig as TaskConfig
 from dal_dense.config_task import TrainConfig as TrainConfig
 from dal_dense.config_task import UncertaintyConfig as UncertaintyConfig
-from dal_dense.errors import ConfigError
 
 
 class DataConfig(Settings):
@@ -86,6 +85,17 @@ class DataConfig(Settings):
     max_pool: int | None = Field(default=None, ge=1, description="use only so many pool images, drawn by seed")
     max_test: int | None = Field(default=None, ge=1, description="use only so many test images, drawn by seed")
     strict: bool = Field(default=False, description="stop at the first bad file instead of listing it as quarantined")
+
+    @field_validator("group_pattern", "time_pattern")
+    @classmethod
+    def _with_a_bracket(cls, text: str | None) -> str | None:
+        try:
+            brackets = 1 if text is None else re.compile(text).groups
+        except re.error as problem:
+            raise ValueError(f"{text!r} is no regular expression ({problem}); correct it") from None
+        if not brackets:
+            raise ValueError(f"{text!r} has no bracket; put one around what is meant, as in (\\w+)_\\d+")
+        return text
 
 
 class QueryConfig(Settings):
@@ -352,18 +362,3 @@ class Config(Settings):
             raise ValueError("task.background must be true for detection: class 0 is what is no object")
         if self.annotator.accept_iou < self.annotator.fix_iou:
             raise ValueError("annotator.accept_iou must be at least annotator.fix_iou: what is right needs no fixing")
-
-
-def pattern_of(setting: str, text: str) -> re.Pattern[str]:
-    """A regular expression on ids, whose first bracket is what is meant.
-
-    Raises:
-        ConfigError: if it is none, or has no bracket.
-    """
-    try:
-        pattern = re.compile(text)
-    except re.error as problem:
-        raise ConfigError(f"{setting}: {text!r} is no regular expression ({problem}); correct it") from None
-    if pattern.groups < 1:
-        raise ConfigError(f"{setting}: {text!r} has no bracket; put one around what is meant, as in (\\w+)_\\d+")
-    return pattern

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from dal_dense.config import DataConfig, pattern_of
+from dal_dense.config import DataConfig
 from dal_dense.errors import ConfigError, DataError
 from dal_dense.noise import derive_seed
 from dal_dense.sources.base import Entry, image_id, read_json
@@ -142,7 +143,7 @@ def _groups(entries: Sequence[Entry], data: DataConfig, root: Path) -> tuple[dic
         values = {e.id: (e.fields or {}).get(field) for e in entries}
         return {i: str(v) for i, v in values.items() if v is not None}, f"in field {field!r} of the listing"
     if data.group_pattern is not None:
-        pattern = pattern_of("data.group_pattern", data.group_pattern)
+        pattern = re.compile(data.group_pattern)
         matches = ((e.id, pattern.search(e.id)) for e in entries)
         return {i: m[1] for i, m in matches if m and m[1]}, f"by the pattern {data.group_pattern!r}"
     file = root / str(data.group_table)
@@ -247,7 +248,7 @@ def time_of(data: DataConfig) -> Callable[[Entry], float | None]:
         return lambda entry: None
     if data.time_field is not None and data.time_pattern is not None:
         raise ConfigError("data.time_pattern: times come from data.time_field already; set only one of them")
-    pattern = None if data.time_pattern is None else pattern_of("data.time_pattern", data.time_pattern)
+    pattern = None if data.time_pattern is None else re.compile(data.time_pattern)
     setting = "data.time_field" if pattern is None else "data.time_pattern"
 
     def when(entry: Entry) -> float | None:

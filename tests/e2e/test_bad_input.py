@@ -69,144 +69,121 @@ def data(clean: Path, tmp_path: Path) -> Path:
 # settings
 
 
-def list_and_file_cases(folder: Path, good: list[str]) -> dict[str, tuple[list[str], str, str]]:
-    """Of `setting_cases`: lists, files of weights, misspelt groups."""
-    return {
-        "unknown group in a file": (
-            [f"--config={folder / 'group.yaml'}"],
-            "bugdet.rounds: no such setting",
-            "did you mean budget.rounds?",
-        ),
-        "a number for a list": ([*good, "--task.train.patch=8"], "task.train.patch: got '8'", "a list in brackets"),
-        "a word for a number": ([*good, "--data.ignore_index=ten"], "data.ignore_index: got 'ten'", "whole number"),
-        "too few levels": ([*good, "--task.network.channels=[8]"], "task.network.channels: got '[8]'", "at least 2"),
-        "a level of nothing": (
-            [*good, "--task.network.channels=[8, 0]"],
-            "task.network: channels [8, 0]",
-            "at least 1",
-        ),
-        "a name for a group": ([*good, "--strategy=hybrid"], "strategy: got 'hybrid'", "settings of its own below it"),
-        "no threads": ([*good, "--threads=0"], "threads: got 0", "greater than or equal to 1"),
-        "half a pattern": ([*good, "--data.group_pattern=(a"], "data.group_pattern: '(a' is no regular", "correct it"),
-        "no bracket": ([*good, "--data.time_pattern=a"], "data.time_pattern: 'a' has no bracket", "put one around"),
-        "frames' size for volumes": (
-            [*good, "--task.frame_size=[8, 8]"],
-            "config: task.frame_size is for",
-            "use task.sp",
-        ),
-        "slices of frames": (
-            [*good, "--task.train.patch=[8, 8]", "--query.kind=slice"],
-            "config: query.kind slice needs volumes",
-            "give it 3",
-        ),
-        "twice in a file": (
-            [f"--config={folder / 'twice.yaml'}"],
-            f"{folder / 'twice.yaml'}: rounds is set again in line 4",
-            "keep one",
-        ),
-        "twice in a line": (
-            [f"--config={folder / 'flow.yaml'}"],
-            f"{folder / 'flow.yaml'}: rounds is set again",
-            "keep one",
-        ),
-        "nothing in a file": ([f"--config={folder / 'nothing.yaml'}"], "config: holds no settings", "configs/"),
-        "two numbers for three": (
-            [*good, "--task.spacing=[2, 2]"],
-            "task.spacing: got '[2, 2]'",
-            "3 numbers in brackets",
-        ),
-        "a list of classes": (
-            [*good, "--data.classes=[a, b]"],
-            "data.classes: got ",
-            "in braces, as in {0: background",
-        ),
-        "a voxel of no size": ([*good, "--task.spacing=[2, 2, 0]"], "task: spacing [2.0, 2.0, 0.0]", "must be above 0"),
-        "a list for a list of lists": ([*good, "--query.sizes=[4, 4, 4]"], "query.sizes: got ", "[[64, 64, 48]]"),
-        "missing weights": (
-            [
-                *good,
-                "--task.name=torchvision_detection",
-                "--task.network.name=fcos",
-                "--task.metric=ap50",
-                "--task.intensity.kind=rgb",
-                "--uncertainty.draws=single",
-                "--query.kind=image",
-                "--costs.preset=box_clicks",
-                "--data.format=coco",
-                "--data.listing=dataset.json",
-                "--data.images=.",
-                "--task.detection.weights=none.pth",
-            ],
-            "task.detection.weights: no file at none.pth",
-            "give the path of one",
-        ),
-    }
+Case = tuple[list[str], str, str]
+"""Arguments, how the line begins, what to do."""
 
 
-def setting_cases(folder: Path) -> dict[str, tuple[list[str], str, str]]:
-    """Name to (arguments, how the line begins, what to do)."""
-    root, run_dir = folder / "data", folder / "run"
-    root.mkdir()
-    (root / "dataset.json").write_text("{}")
-    (folder / "file").write_text("")
-    yaml = {
-        "unknown.yaml": f"run_dir: {run_dir}\ndata_root: {root}\ndata: {{format: msd}}\nbudget: {{round: 3}}\n",
-        "group.yaml": f"run_dir: {run_dir}\ndata_root: {root}\ndata: {{format: msd}}\nbugdet: {{rounds: 3}}\n",
-        "type.yaml": f"run_dir: {run_dir}\ndata_root: {root}\ndata: {{format: msd}}\nbudget: {{rounds: soon}}\n",
-        "broken.yaml": "run_dir: [\n",
-        "twice.yaml": "budget:\n  rounds: 2\n  start_seconds: 9\n  rounds: 3\n",
-        "flow.yaml": "budget: {rounds: 2, rounds: 3}\n",
-        "nothing.yaml": "# soon\n",
+def value_cases(good: list[str]) -> dict[str, Case]:
+    """Of `setting_cases`: one wrong value beside good ones."""
+    cases = {
+        "a number for a list": ("task.train.patch=8", "task.train.patch: got '8'", "a list in brackets"),
+        "a word for a number": ("data.ignore_index=ten", "data.ignore_index: got 'ten'", "whole number"),
+        "too few levels": ("task.network.channels=[8]", "task.network.channels: got '[8]'", "at least 2"),
+        "a level of nothing": ("task.network.channels=[8, 0]", "task.network: channels [8, 0]", "at least 1"),
+        "no size": ("query.sizes=[]", "query.sizes: got '[]'", "as in [[64, 64, 48]]"),
+        "a name for a group": ("strategy=hybrid", "strategy: got 'hybrid'", "settings of its own below it"),
+        "no threads": ("threads=0", "threads: got 0", "greater than or equal to 1"),
+        "half a pattern": ("data.group_pattern=(a", "data.group_pattern: '(a' is no regular", "correct it"),
+        "no bracket": ("data.time_pattern=a", "data.time_pattern: 'a' has no bracket", "put one around"),
+        "frames' size for volumes": ("task.frame_size=[8, 8]", "config: task.frame_size is for", "give it 2"),
+        "two numbers for three": ("task.spacing=[2, 2]", "task.spacing: got '[2, 2]'", "3 numbers in brackets"),
+        "a list of classes": ("data.classes=[a, b]", "data.classes: got ", "in braces, as in {0: background"),
+        "a voxel of no size": ("task.spacing=[2, 2, 0]", "task: spacing [2.0, 2.0, 0.0]", "must be above 0"),
+        "sizes of other axes": ("query.sizes=[[4, 4]]", "config: query.sizes has [2] numbers", "both need 3"),
+        "unknown device": ("device=gpu", "device: ", "cpu|cuda"),
+        "missing listing": ("data.listing=other.json", "data.listing: other.json is not in", "correct the path"),
+        "missing table": ("data.group_table=g.csv", "data.group_table: g.csv is not in", "correct the path"),
+        "a list for a list of lists": ("query.sizes=[4, 4, 4]", "query.sizes: got ", "[[64, 64, 48]]"),
+        "unknown key": ("budget.round=3", "budget.round: no such setting", "did you mean budget.rounds?"),
+        "unknown group": ("colour=3", "colour: no such setting", "see --help"),
+        "wrong type": ("budget.rounds=many", "budget.rounds: got 'many'; expected", "see --help"),
+        "unknown name": ("strategy.name=best", "strategy.name: got 'best'; expected", "see --help"),
+        "no rounds": ("budget.rounds=0", "budget.rounds: got '0'", "greater than or equal to 1"),
+        "negative time": ("budget.seconds_per_round=-5", "budget.seconds_per_round: got '-5'", "greater than 0"),
     }
-    for name, text in yaml.items():
-        (folder / name).write_text(text)
-    good = settings(root, run_dir)
-    bare = [a for a in good if not a.startswith("--run_dir")]
-    return list_and_file_cases(folder, good) | {
-        "unknown key": ([*good, "--budget.round=3"], "budget.round: no such setting", "did you mean budget.rounds?"),
-        "unknown group": ([*good, "--colour=3"], "colour: no such setting", "see --help"),
+    return {name: ([*good, f"--{setting}"], fact, remedy) for name, (setting, fact, remedy) in cases.items()}
+
+
+def file_cases(folder: Path, where: str) -> dict[str, Case]:
+    """Of `setting_cases`: mistakes in the file of settings.
+
+    Args:
+        folder: takes the files.
+        where: good lines, with run_dir and data_root.
+    """
+    cases = {
         "unknown key in a file": (
-            [f"--config={folder / 'unknown.yaml'}"],
+            where + "budget: {round: 3}\n",
             "budget.round: no such setting",
             "did you mean budget.rounds?",
         ),
-        "wrong type": ([*good, "--budget.rounds=many"], "budget.rounds: got 'many'; expected", "see --help"),
-        "wrong type in a file": ([f"--config={folder / 'type.yaml'}"], "budget.rounds: got 'soon'", "see --help"),
-        "unknown name": ([*good, "--strategy.name=best"], "strategy.name: got 'best'; expected", "see --help"),
-        "no rounds": ([*good, "--budget.rounds=0"], "budget.rounds: ", "greater than or equal to 1"),
-        "negative time": ([*good, "--budget.seconds_per_round=-5"], "budget.seconds_per_round: ", "greater than 0"),
-        "empty window": (
-            [*good, "--task.intensity.low=100", "--task.intensity.high=-100"],
-            "task.intensity: high (-100) must exceed low (100)",
-            "must exceed",
+        "unknown group in a file": (
+            where + "bugdet: {rounds: 3}\n",
+            "bugdet.rounds: no such setting",
+            "did you mean budget.rounds?",
         ),
-        "no dropout to draw from": (
-            [*good, "--uncertainty.draws=mc_dropout", "--task.network.dropout=0"],
-            "config: uncertainty.draws mc_dropout needs task.network.dropout above 0",
-            "raise it or choose other draws",
-        ),
-        "sizes of other axes": (
-            [*good, "--query.sizes=[[4, 4]]"],
-            "config: query.sizes has [2] numbers",
-            "both need 3",
-        ),
-        "unknown device": ([*good, "--device=gpu"], "device: ", "cpu|cuda"),
-        "no run_dir": (bare, "run_dir: not set", "--run_dir VALUE"),
-        "missing data_root": (
-            [*good, f"--data_root={folder / 'nowhere'}"],
-            f"data_root: no folder at {folder / 'nowhere'}",
-            "--data_root PATH",
-        ),
-        "missing listing": (
-            [*good, "--data.listing=other.json"],
-            f"data.listing: other.json is not in {root}",
-            "correct the path",
-        ),
-        "missing table": ([*good, "--data.group_table=g.csv"], "data.group_table: g.csv is not in", "correct the path"),
-        "missing config": ([f"--config={folder / 'no.yaml'}"], "config: ", "give the path of a YAML file"),
-        "broken config": ([f"--config={folder / 'broken.yaml'}"], "config: not valid YAML", "mend the file"),
-        "run_dir is a file": ([*good, f"--run_dir={folder / 'file'}"], "run_dir: ", "give a folder"),
+        "wrong type in a file": (where + "budget: {rounds: soon}\n", "budget.rounds: got 'soon'", "see --help"),
+        "broken file": ("run_dir: [\n", "config: not valid YAML", "mend the file"),
+        "nothing in a file": ("# soon\n", "config: holds no settings", "configs/"),
+        "twice in a file": ("budget:\n  rounds: 2\n  rounds: 3\n", "FILE: rounds is set again in line 3", "keep one"),
+        "twice in a line": ("budget: {rounds: 2, rounds: 3}\n", "FILE: rounds is set again in line 1", "keep one"),
     }
+    found = {}
+    for name, (text, fact, remedy) in cases.items():
+        file = folder / f"{name}.yaml"
+        file.write_text(text)
+        found[name] = ([f"--config={file}"], fact.replace("FILE", str(file)), remedy)
+    return found
+
+
+def setting_cases(folder: Path) -> dict[str, Case]:
+    """All by name."""
+    root, run_dir, nowhere = folder / "data", folder / "run", folder / "nowhere"
+    root.mkdir()
+    (root / "dataset.json").write_text("{}")
+    (folder / "file").write_text("")
+    good = settings(root, run_dir)
+    bare = [a for a in good if not a.startswith("--run_dir")]
+    boxes = (
+        "task.name=torchvision_detection task.network.name=fcos task.metric=ap50 task.intensity.kind=rgb "
+        "uncertainty.draws=single query.kind=image costs.preset=box_clicks data.format=coco "
+        "data.listing=dataset.json data.images=. task.detection.weights=none.pth"
+    )
+    where = f"run_dir: {run_dir}\ndata_root: {root}\ndata: {{format: msd}}\n"
+    return (
+        value_cases(good)
+        | file_cases(folder, where)
+        | {
+            "empty window": (
+                [*good, "--task.intensity.low=100", "--task.intensity.high=-100"],
+                "task.intensity: high (-100) must exceed low (100)",
+                "must exceed",
+            ),
+            "no dropout to draw from": (
+                [*good, "--uncertainty.draws=mc_dropout", "--task.network.dropout=0"],
+                "config: uncertainty.draws mc_dropout needs task.network.dropout above 0",
+                "raise it or choose other draws",
+            ),
+            "slices of frames": (
+                [*good, "--task.train.patch=[8, 8]", "--query.kind=slice"],
+                "config: query.kind slice needs volumes",
+                "give it 3",
+            ),
+            "missing weights": (
+                [*good, *(f"--{setting}" for setting in boxes.split())],
+                "task.detection.weights: no file at none.pth",
+                "give the path of one",
+            ),
+            "no run_dir": (bare, "run_dir: not set", "--run_dir VALUE"),
+            "missing data_root": (
+                [*good, f"--data_root={nowhere}"],
+                f"data_root: no folder at {nowhere}",
+                "--data_root P",
+            ),
+            "missing config": ([f"--config={folder / 'no.yaml'}"], "config: ", "give the path of a YAML file"),
+            "run_dir is a file": ([*good, f"--run_dir={folder / 'file'}"], "run_dir: ", "give a folder"),
+        }
+    )
 
 
 PROBE = """
@@ -814,6 +791,22 @@ def test_a_frame_label_of_another_size_is_told(train_al: TrainAl, tmp_path: Path
     cv2.imwrite(str(folder / "returned" / f"{bad}.png"), np.zeros((5, 5), np.uint8))
     problem(train_al(argv), f"{bad}.png: (5, 5) rows and columns", "not resized")
     assert list(labels(tmp_path / "run")) == good
+
+
+def test_a_test_set_of_which_most_is_broken_is_not_set_aside(
+    train_al: TrainAl, clean: Path, data: Path, tmp_path: Path, expected: list[object]
+) -> None:
+    argv, images = settings(data, tmp_path / "run"), ("imagesTr/case_04.nii.gz", "imagesTr/case_05.nii.gz")
+    for image in images:
+        (data / image).write_bytes(b"")
+    ended = train_al(argv)
+    assert ended.status == 1 and "2 of 2 images cannot be used, so none is set aside" in ended.err
+    with Ledger.read(tmp_path / "run") as ledger:
+        assert ledger.events("quarantine") == []
+    for image in images:
+        mend(clean, data, image)
+    assert train_al(argv).status == 0
+    assert story(tmp_path / "run") == expected
 
 
 def test_where_most_images_fail_none_is_set_aside(

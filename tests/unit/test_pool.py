@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pydantic import ValidationError
 
 from dal_dense.config import DataConfig
 from dal_dense.errors import ConfigError, DataError
@@ -101,8 +102,8 @@ def test_groups_by_pattern_table_and_default(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "error", "words"),
     [
-        ({"group_pattern": r"d\d"}, ConfigError, "has no bracket"),
-        ({"group_pattern": r"(d"}, ConfigError, "is no regular expression"),
+        ({"group_pattern": r"d\d"}, ValidationError, "has no bracket"),
+        ({"group_pattern": r"(d"}, ValidationError, "is no regular expression"),
         ({"group_pattern": r"(x)"}, DataError, "20 of 20 images get no group"),
         ({"group_pattern": r"(d)", "group_table": "t.csv"}, ConfigError, "set only one of them"),
         ({"group_table": "t.csv"}, DataError, "columns id,group"),
@@ -133,8 +134,8 @@ def test_times_by_field_and_pattern() -> None:
 @pytest.mark.parametrize(
     ("settings", "error", "words"),
     [
-        ({"time_pattern": r"_\d+"}, ConfigError, r"data\.time_pattern: .* has no bracket"),
-        ({"time_pattern": r"_(\d+"}, ConfigError, r"data\.time_pattern: .* is no regular expression"),
+        ({"time_pattern": r"_\d+"}, ValidationError, r"time_pattern\n.* has no bracket"),
+        ({"time_pattern": r"_(\d+"}, ValidationError, r"time_pattern\n.* is no regular expression"),
         ({"time_pattern": r"(\d+)", "time_field": "t"}, ConfigError, "times come from data.time_field already"),
         ({"time_field": "t"}, DataError, r"d_7\.jpg: its time is 'noon', no number; correct it or data\.time_field"),
         ({"time_field": "u"}, DataError, "its time is nan"),
