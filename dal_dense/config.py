@@ -6,12 +6,12 @@ heavy is imported. `build.py` is the one place where the names here become objec
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
+from dal_dense.config_data import DataConfig as DataConfig
 from dal_dense.config_task import DetectionConfig as DetectionConfig
 from dal_dense.config_task import IntensityConfig as IntensityConfig
 from dal_dense.config_task import NetworkConfig as NetworkConfig
@@ -19,83 +19,6 @@ from dal_dense.config_task import Settings as Settings
 from dal_dense.config_task import TaskConfig as TaskConfig
 from dal_dense.config_task import TrainConfig as TrainConfig
 from dal_dense.config_task import UncertaintyConfig as UncertaintyConfig
-
-
-class DataConfig(Settings):
-    """The pool: where images, masks, splits and groups come from."""
-
-    format: Literal["msd", "nnunet", "folder", "coco", "dicom"] = Field(
-        description="msd: MSD/MONAI dataset.json; nnunet: nnU-Net v2 raw folder; folder: images (+ masks) in NIfTI, "
-        "PNG or JPEG; coco: COCO json with images; dicom: a folder of DICOM series, read as volumes"
-    )
-    listing: str | None = Field(
-        default=None, description="msd, coco: the json file, relative to data_root (msd: dataset.json if not given)"
-    )
-    images: str = Field(default="images", description="folder, coco, dicom: folder of images, relative to data_root")
-    masks: str | None = Field(
-        default="masks", description="folder: folder of index masks with the images' names; null: there are none"
-    )
-    mask_suffix: str = Field(
-        default="", description="folder: what a mask's name adds to the image's, such as _labelIds"
-    )
-    image_suffix: str = Field(
-        default="", description="folder: end of the images' names that ids and masks leave out, such as _leftImg8bit"
-    )
-    classes: dict[int, str] | None = Field(
-        default=None, description="label value to class name; msd, nnunet and coco listings carry their own"
-    )
-    test_listing: str | None = Field(
-        default=None,
-        description="coco: a second json, relative to data_root, whose images measure the model; "
-        "null: the listing holds them too",
-    )
-    unannotated: Literal["open", "empty"] = Field(
-        default="open",
-        description='coco: an image without annotations and without "reviewed" is not looked at yet (open), '
-        "or was looked at and holds nothing (empty)",
-    )
-    ignore_index: int | None = Field(
-        default=None, description="label value that means 'not labelled' in the masks (CamVid here: 11)"
-    )
-    split_file: str | None = Field(
-        default=None,
-        description="json of split name to list of ids, relative to data_root; else the listing's own split",
-    )
-    train: str = Field(default="train", description="split that is the pool")
-    test: str = Field(default="test", description="split that measures the model; never asked")
-    test_fraction: float = Field(
-        default=0.2,
-        ge=0,
-        lt=1,
-        description="share of groups held out when neither split_file nor listing has a test split",
-    )
-    group_field: str | None = Field(
-        default=None, description="field of a listing's image record that names its patient or drive (coco, msd)"
-    )
-    group_pattern: str | None = Field(
-        default=None, description="regular expression on the id; its first bracket is the group, as in ^([^_]+)_"
-    )
-    group_table: str | None = Field(default=None, description="csv with the columns id,group, relative to data_root")
-    time_field: str | None = Field(
-        default=None, description="coco, msd: field of an image record that holds its time within its group, seconds"
-    )
-    time_pattern: str | None = Field(
-        default=None, description="regular expression on the id; its first bracket is a number: the frame's time"
-    )
-    max_pool: int | None = Field(default=None, ge=1, description="use only so many pool images, drawn by seed")
-    max_test: int | None = Field(default=None, ge=1, description="use only so many test images, drawn by seed")
-    strict: bool = Field(default=False, description="stop at the first bad file instead of listing it as quarantined")
-
-    @field_validator("group_pattern", "time_pattern")
-    @classmethod
-    def _with_a_bracket(cls, text: str | None) -> str | None:
-        try:
-            brackets = 1 if text is None else re.compile(text).groups
-        except re.error as problem:
-            raise ValueError(f"{text!r} is no regular expression ({problem}); correct it") from None
-        if not brackets:
-            raise ValueError(f"{text!r} has no bracket; put one around what is meant, as in (\\w+)_\\d+")
-        return text
 
 
 class QueryConfig(Settings):
@@ -285,13 +208,23 @@ class Config(Settings):
                 "budget.start_seconds is 0 and annotator.initial_masks is none, so the first model has nothing to "
                 "learn from; raise the one or name masks in the other"
             )
-        if self.annotator.name == "oracle" and self.data.format == "folder" and self.data.masks is None:
+        self._check_data()
+        return self
+
+    def _check_data(self) -> None:
+        data, root = self.data, self.data_root
+        if data.format == "folder" and data.masks is None and self.annotator.name == "oracle":
             raise ValueError(
                 "annotator.name oracle answers from masks, but data.masks is null; name the folder or use people"
             )
-        if self.query.min_gap is not None and self.data.time_field is None and self.data.time_pattern is None:
+        one_folder = data.masks is not None and (root / data.masks).resolve() == (root / data.images).resolve()
+        if data.format == "folder" and one_folder and not data.mask_suffix:
+            raise ValueError(
+                f"data.mask_suffix is needed when images and masks share a folder ({data.masks}); give the end of "
+                "masks' names"
+            )
+        if self.query.min_gap is not None and data.time_field is None and data.time_pattern is None:
             raise ValueError("query.min_gap needs to know times; set data.time_field or data.time_pattern")
-        return self
 
     def _check_axes(self) -> None:
         """Settings that only one of volumes and frames has; the patch says which they are."""
@@ -318,12 +251,6 @@ class Config(Settings):
     def _check_task(self) -> None:
         """Settings that only one of segmentation and detection has."""
         detection = self.task.name != "monai_segmentation"
-        if detection != (self.task.network.name in ("faster_rcnn", "retinanet", "fcos")):
-            names = "faster_rcnn, retinanet or fcos" if detection else "unet, dynunet or segresnet"
-            raise ValueError(f"task.network.name {self.task.network.name} is not for {self.task.name}; use {names}")
-        if detection != (self.task.metric in ("ap50", "ap")):
-            names = "ap50 or ap" if detection else "dice or miou"
-            raise ValueError(f"task.metric {self.task.metric} does not fit {self.task.name}; use {names}")
         if detection != self.costs.preset.startswith("box_"):
             names = "box_clicks or box_drawing" if detection else "ct_contour, frame_polygon or frame_clicks"
             raise ValueError(f"costs.preset {self.costs.preset} is not for {self.task.name}; use {names}")
@@ -358,6 +285,8 @@ class Config(Settings):
                 f"uncertainty.score spread is 0 under mc_dropout in {self.task.network.name}: its box branch has no "
                 "dropout; use flips, ensemble or checkpoints, or faster_rcnn"
             )
+        if self.uncertainty.draws == "flips" and "left_right" not in self.task.train.flip_axes:
+            raise ValueError("uncertainty.draws flips of detectors go left to right; add left_right to flip_axes")
         if not self.task.background:
             raise ValueError("task.background must be true for detection: class 0 is what is no object")
         if self.annotator.accept_iou < self.annotator.fix_iou:

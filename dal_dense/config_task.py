@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from math import log2
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+CONVERT = (
+    'if you trust the file, convert it once: python -c "import pickle, sys, torch; '
+    "d = pickle.load(open(sys.argv[1], 'rb'), encoding='latin1'); d = d.get('model', d); "
+    "torch.save({k: torch.as_tensor(v) for k, v in d.items() if hasattr(v, 'shape')}, sys.argv[2])\" IN.pkl OUT.pth"
+)
+"""What to do with pickled weights, such as Detectron2's model zoo has."""
 
 
 class Settings(BaseModel):
@@ -47,6 +55,21 @@ class NetworkConfig(Settings):
     def _some_features(self) -> NetworkConfig:
         if min(self.channels) < 1:
             raise ValueError(f"channels {list(self.channels)} must be at least 1 a level")
+        return self
+
+    @model_validator(mode="after")
+    def _levels(self) -> NetworkConfig:
+        found = list(self.channels)
+        if self.name == "dynunet" and len(found) < 3:
+            raise ValueError(
+                f"channels {found} are {len(found)} levels, but dynunet needs at least 3; add a level, or take unet"
+            )
+        doubled = [found[0] * 2**level for level in range(len(found))]
+        if self.name == "segresnet" and found != doubled:
+            raise ValueError(
+                f"channels {found} do not suit segresnet, which doubles them a level; write {doubled}, "
+                "or take unet or dynunet"
+            )
         return self
 
 
@@ -98,6 +121,12 @@ class TrainConfig(Settings):
             raise ValueError(f"batch {self.batch} does not go into {self.parts} equal parts; make it a multiple")
         return self
 
+    @model_validator(mode="after")
+    def _frames_or_volumes(self) -> TrainConfig:
+        if len(self.patch) not in (2, 3):
+            raise ValueError(f"patch {list(self.patch)} needs 2 numbers for frames, 3 for volumes")
+        return self
+
 
 class DetectionConfig(Settings):
     """Detection only: the detector and what counts as a box."""
@@ -141,6 +170,21 @@ class DetectionConfig(Settings):
             raise ValueError(f"anchor_sizes {list(sizes)} must be above 0 and ascend")
         return self
 
+    @model_validator(mode="after")
+    def _buildable(self) -> DetectionConfig:
+        file = self.config_file
+        if file is not None and not file.endswith((".yaml", ".yml", ".py")):
+            raise ValueError(f"config_file {file} is no config; expected a .yaml (CfgNode) or .py (LazyConfig)")
+        if self.norm == "frozen" and self.weights is None and file is None:
+            raise ValueError(
+                "norm frozen keeps the statistics of a trained trunk, but weights is null; name a file, or use group"
+            )
+        return self
+
+    def finest_level(self, network: str) -> int:
+        """The finest features have the stride 2**level: of a one-stage network nearest to a quarter of an anchor."""
+        return 2 if network == "faster_rcnn" else min(4, max(2, round(log2(self.anchor_sizes[0] / 4))))
+
 
 class TaskConfig(Settings):
     """The task adapter: network, geometry, training."""
@@ -176,6 +220,59 @@ class TaskConfig(Settings):
             if any(side <= 0 for side in sides or ()):
                 raise ValueError(f"{name} {list(sides or ())} must be above 0")
         return self
+
+    @model_validator(mode="after")
+    def _one_task(self) -> TaskConfig:
+        detection = self.name != "monai_segmentation"
+        if detection != (self.network.name in ("faster_rcnn", "retinanet", "fcos")):
+            names = "faster_rcnn, retinanet or fcos" if detection else "unet, dynunet or segresnet"
+            raise ValueError(f"network.name {self.network.name} is not for {self.name}; use {names}")
+        if detection != (self.metric in ("ap50", "ap")):
+            names = "ap50 or ap" if detection else "dice or miou"
+            raise ValueError(f"metric {self.metric} does not fit {self.name}; use {names}")
+        if detection:
+            self._check_detector()
+        else:
+            self._check_patch()
+        return self
+
+    def _check_patch(self) -> None:
+        """Every level but the first halves the patch, and the coarsest still needs two voxels a side."""
+        patch, levels = self.train.patch, len(self.network.channels)
+        factor = 2 ** (levels - 1)
+        if any(n % factor or n < 2 * factor for n in patch):
+            mended = [max(2 * factor, round(n / factor) * factor) for n in patch]
+            raise ValueError(
+                f"train.patch {list(patch)} does not fit {self.network.name} with {levels} levels: every edge must be "
+                f"a multiple of {factor} and at least {2 * factor}; write {mended}, or take fewer network.channels"
+            )
+
+    def _check_detector(self) -> None:
+        detection = self.detection
+        file, weights = detection.config_file, detection.weights or ""
+        if self.name == "torchvision_detection" and file is not None:
+            raise ValueError(
+                f"detection.config_file {file} is for Detectron2, and name is {self.name}; set name to "
+                "detectron2_detection, or take config_file out"
+            )
+        if self.name == "detectron2_detection" and weights.endswith((".pkl", ".pickle")):
+            raise ValueError(
+                f"detection.weights {weights} is a pickle, which can run any code when it is opened; expected "
+                f".safetensors or .pth; {CONVERT}"
+            )
+        if file is not None:
+            return
+        if detection.norm == "batch" and self.train.parts > 1:
+            raise ValueError(
+                f"train.parts: batch norm keeps running statistics, which {self.train.parts} parts would disagree on; "
+                "set detection.norm to group or frozen, or train.parts to 1"
+            )
+        levels, most = len(detection.anchor_sizes), 8 - detection.finest_level(self.network.name)
+        if not 2 <= levels <= most:
+            raise ValueError(
+                f"detection.anchor_sizes: {levels} sizes make {levels} pyramid levels; for these sizes give 2 to "
+                f"{most}, one a level, each about twice the one before"
+            )
 
 
 class UncertaintyConfig(Settings):

@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from dal_dense.box_truth import read_boxes
 from dal_dense.boxes import Boxes
 from dal_dense.config import DataConfig
+from dal_dense.config_data import IGNORED_NAME, class_fault
 from dal_dense.errors import ConfigError, DataError
 from dal_dense.frames import FRAMES
 from dal_dense.images import read_header
@@ -21,7 +22,7 @@ from dal_dense.masks import Annotation, rasterise, read_mask
 from dal_dense.records import IGNORE
 from dal_dense.records import ImageRecord as ImageRecord
 from dal_dense.sources import SOURCES
-from dal_dense.sources.base import IGNORED_NAME, Entry, Listing
+from dal_dense.sources.base import Entry, Listing
 from dal_dense.splits import (
     Known,
     Member,
@@ -284,13 +285,12 @@ def class_table(data: DataConfig, listing: Listing) -> tuple[tuple[str, ...], di
         if unlisted:
             raise ConfigError(f"data.classes: {unlisted[0]} is no category id; the listing has {dict(listing.labels)}")
     ignored = data.ignore_index
-    if ignored is not None and labels.get(ignored, IGNORED_NAME) != IGNORED_NAME:
-        raise ConfigError(f"data.ignore_index: {ignored} is the class {labels[ignored]!r} too; drop one of them")
+    fault = class_fault(labels, ignored, coco=listing.mask_format == "coco")
+    if fault is not None:
+        raise ConfigError(f"data.{fault}")
     named = {value: name for value, name in sorted(labels.items()) if name != IGNORED_NAME}
     start = ["background"] if listing.mask_format == "coco" and named.get(0) != "background" else []
     classes = tuple(dict.fromkeys([*start, *named.values()]))
-    if not 2 <= len(classes) < IGNORE:
-        raise ConfigError(f"data.classes: {len(classes)} classes; between 2 and {IGNORE - 1} can be told apart")
     mapping = {value: classes.index(name) for value, name in named.items()}
     mapping |= {value: IGNORE for value, name in labels.items() if name == IGNORED_NAME}
     if ignored is not None:

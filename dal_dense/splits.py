@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dal_dense.config import DataConfig
-from dal_dense.errors import ConfigError, DataError
+from dal_dense.errors import DataError
 from dal_dense.noise import derive_seed
 from dal_dense.sources.base import Entry, image_id, read_json
 
@@ -119,12 +119,9 @@ def with_groups(entries: Sequence[Entry], data: DataConfig, root: Path) -> tuple
     """Each entry with its group (its id if the settings name none), and the ids that have none, with the reason.
 
     Raises:
-        ConfigError: if several settings name groups, or the pattern has no bracket.
         DataError: if so many images have no group that the setting must be wrong.
     """
     named = [n for n in ("group_field", "group_pattern", "group_table") if getattr(data, n) is not None]
-    if len(named) > 1:
-        raise ConfigError(f"data.{named[1]}: groups come from data.{named[0]} already; set only one of them")
     if not named:
         return [Member(e, e.id) for e in entries], {}
     found, how = _groups(entries, data, root)
@@ -241,13 +238,10 @@ def time_of(data: DataConfig) -> Callable[[Entry], float | None]:
     """How to tell an image's time within its group.
 
     Raises:
-        ConfigError: if both settings are given, or the pattern is no regular expression with a bracket.
         DataError: (when called) if a field or the bracket holds no number.
     """
     if data.time_field is None and data.time_pattern is None:
         return lambda entry: None
-    if data.time_field is not None and data.time_pattern is not None:
-        raise ConfigError("data.time_pattern: times come from data.time_field already; set only one of them")
     pattern = None if data.time_pattern is None else re.compile(data.time_pattern)
     setting = "data.time_field" if pattern is None else "data.time_pattern"
 

@@ -19,8 +19,6 @@ from dal_dense.frames import FRAMES
 from dal_dense.volumes import NIFTI
 
 IMAGES = (*NIFTI, *FRAMES)
-IGNORED_NAME = "ignore"
-"""A label of this name means 'not labelled', as in nnU-Net."""
 
 
 class Entry(NamedTuple):

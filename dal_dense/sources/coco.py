@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dal_dense.config import DataConfig
-from dal_dense.errors import ConfigError, DataError
+from dal_dense.errors import DataError
 from dal_dense.sources.base import Entry, Listing, Present, image_id, inside, read_json
 
 
@@ -18,11 +18,9 @@ def listing(data: DataConfig, root: Path) -> Listing:
     """Images of the json. An image has a mask if it has annotations, or says `"reviewed": true`.
 
     Raises:
-        ConfigError: if data.listing is not set.
         DataError: if the json is no COCO, or its parts do not fit each other.
     """
-    if data.listing is None:
-        raise ConfigError("data.listing: null; format coco needs the json file, relative to data_root")
+    assert data.listing is not None, "DataConfig asks for one"
     first = _one(data, root, root / data.listing, None if data.test_listing is None else data.train)
     if data.test_listing is None:
         return first

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dal_dense.config import DataConfig
-from dal_dense.errors import ConfigError, DataError
+from dal_dense.errors import DataError
 from dal_dense.sources.base import IMAGES, Entry, Listing, image_id, inside, walk, without_ending
 
 
@@ -15,13 +15,10 @@ def listing(data: DataConfig, root: Path) -> Listing:
     If `data.images` has a subfolder named as `data.train`, its subfolders are the splits.
 
     Raises:
-        ConfigError: if images and masks cannot be told apart.
         DataError: if a folder is missing, or no mask belongs to any image.
     """
     images = inside(root, root, data.images, Path("data.images"))
     masks = None if data.masks is None else inside(root, root, data.masks, Path("data.masks"))
-    if masks == images and not data.mask_suffix:
-        raise ConfigError("data.mask_suffix: needed when images and masks share a folder; give the end of masks' names")
     known = {} if masks is None else _masks(masks, data.mask_suffix, skip=(images,))
     splits = (images / data.train).is_dir()
     entries: list[Entry] = []

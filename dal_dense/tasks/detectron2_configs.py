@@ -64,11 +64,6 @@ def _is_lazy(path: Path) -> bool:
     """A LazyConfig, or else yaml."""
     if not path.is_file():
         raise ConfigError(f"task.detection.config_file: {path} is not there; correct the path, or use null")
-    if path.suffix not in (".py", ".yaml", ".yml"):
-        raise ConfigError(
-            f"task.detection.config_file: {path.name} ends in {path.suffix or 'nothing'}; "
-            "expected .yaml (CfgNode) or .py (LazyConfig)"
-        )
     return path.suffix == ".py"
 
 

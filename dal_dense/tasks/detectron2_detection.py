@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 
 from dal_dense.config import DetectionConfig, NetworkConfig, TaskConfig
-from dal_dense.errors import ConfigError, MissingPackageError
+from dal_dense.errors import MissingPackageError
 from dal_dense.tasks.detection_backend import Backend, Detector
 from dal_dense.tasks.detection_task import Detection
 
@@ -25,12 +25,6 @@ GUIDE = "https://detectron2.readthedocs.io/en/latest/tutorials/install.html"
 
 PREFIXES = ("", "backbone.bottom_up.", "backbone.")
 """Where a user's weights may go: a whole detector, or a classifier as trunk."""
-
-CONVERT = (
-    'if you trust the file, convert it once: python -c "import pickle, sys, torch; '
-    "d = pickle.load(open(sys.argv[1], 'rb'), encoding='latin1'); d = d.get('model', d); "
-    "torch.save({k: torch.as_tensor(v) for k, v in d.items() if hasattr(v, 'shape')}, sys.argv[2])\" IN.pkl OUT.pth"
-)
 
 
 def require_detectron2() -> None:
@@ -57,24 +51,6 @@ def require_detectron2() -> None:
         ) from problem
 
 
-def check_settings(task: TaskConfig) -> None:
-    """What can be told before anything is built.
-
-    Raises:
-        ConfigError: for a network that Detectron2 does not have here, or pickled weights.
-    """
-    if task.network.name not in ("faster_rcnn", "retinanet", "fcos"):
-        raise ConfigError(
-            f"task.network.name: {task.network.name} is no detector of Detectron2; take faster_rcnn, retinanet or fcos"
-        )
-    weights = task.detection.weights
-    if weights is not None and weights.endswith((".pkl", ".pickle")):
-        raise ConfigError(
-            f"task.detection.weights: {weights} is a pickle, which can run any code when it is opened; expected "
-            f".safetensors or .pth; {CONVERT}"
-        )
-
-
 def make_detector(network: NetworkConfig, detection: DetectionConfig, classes: int) -> Detector:
     """A fresh network of Detectron2, weights from the global generator."""
     require_detectron2()
@@ -87,10 +63,9 @@ def backend(task: TaskConfig, classes: int) -> Backend:
     """Detectron2 for `Detection`.
 
     Raises:
-        ConfigError: if the settings, or the user's config file, cannot be built.
+        ConfigError: if the user's config file cannot be built.
         MissingPackageError: if Detectron2 is not installed.
     """
-    check_settings(task)
     require_detectron2()
     files: tuple[Path, ...] = ()
     if task.detection.config_file is not None:

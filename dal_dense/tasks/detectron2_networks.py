@@ -26,7 +26,6 @@ from detectron2.modeling.roi_heads import FastRCNNConvFCHead, FastRCNNOutputLaye
 from torch import nn
 
 from dal_dense.config import DetectionConfig, NetworkConfig
-from dal_dense.errors import ConfigError
 
 CANDIDATES = 300
 """Rows of an image: proposals of Faster R-CNN, or anchors a level of the others."""
@@ -55,18 +54,9 @@ def network_of_settings(network: NetworkConfig, detection: DetectionConfig, clas
         network: name.
         detection: trunk, norm, anchors.
         classes: with background.
-
-    Raises:
-        ConfigError: if the settings cannot be built.
     """
-    first = 2 if network.name == "faster_rcnn" else first_level(detection.anchor_sizes)
     make = {"faster_rcnn": _faster_rcnn, "retinanet": _retinanet, "fcos": _fcos}[network.name]
-    return make(_pyramid(detection, first), detection, classes - 1)
-
-
-def first_level(sizes: tuple[float, ...]) -> int:
-    """The level whose stride is nearest to a quarter of the smallest anchor."""
-    return min(4, max(2, round(math.log2(sizes[0] / 4))))
+    return make(_pyramid(detection, detection.finest_level(network.name)), detection, classes - 1)
 
 
 def _group(channels: int) -> nn.Module:
@@ -78,11 +68,6 @@ def _norm(detection: DetectionConfig) -> Norm:
         return _group
     if detection.norm == "batch":
         return nn.BatchNorm2d
-    if detection.weights is None:
-        raise ConfigError(
-            "task.detection.norm: frozen keeps the statistics of a trained trunk, but task.detection.weights is null; "
-            "name a file, or use group"
-        )
     frozen: Norm = FrozenBatchNorm2d
     return frozen
 
@@ -90,11 +75,6 @@ def _norm(detection: DetectionConfig) -> Norm:
 def _pyramid(detection: DetectionConfig, first: int) -> Any:
     """Trunk and feature pyramid; one level an anchor size, from stride 2**first on."""
     levels, inner = len(detection.anchor_sizes), 6 - first
-    if not 2 <= levels <= inner + 2:
-        raise ConfigError(
-            f"task.detection.anchor_sizes: {levels} sizes make {levels} pyramid levels; for these sizes give 2 to "
-            f"{inner + 2}, one a level, each about twice the one before"
-        )
     norm = _norm(detection)
     taken = [f"res{k}" for k in range(first, first + min(levels, inner))]
     width = {"tiny": 32, "resnet18": 128, "resnet34": 128}.get(detection.backbone, 256)

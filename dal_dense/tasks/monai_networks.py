@@ -17,7 +17,6 @@ from monai.networks.nets import DynUNet, SegResNet, UNet
 from torch import Tensor, nn
 
 from dal_dense.config import NetworkConfig
-from dal_dense.errors import ConfigError
 
 FEATURES = 64
 """Widest feature map kept for embeddings; wider ones are projected down."""
@@ -95,35 +94,10 @@ def _narrow(features: Float[Tensor, "batch wide *deep"]) -> Float[Tensor, "batch
 
 
 def build_network(settings: NetworkConfig, *, ndim: int, in_channels: int, classes: int, seed: int) -> Network:
-    """A fresh network; its first weights depend on the seed alone.
-
-    Raises:
-        ConfigError: if the channels do not suit the network.
-    """
+    """A fresh network; its first weights depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _BUILDERS[settings.name](settings, ndim, in_channels, classes)
-
-
-def check_patch(network: NetworkConfig, patch: Sequence[int], ndim: int) -> None:
-    """Does a training patch (and sliding window) fit the network's depth?
-
-    Raises:
-        ConfigError: naming `task.train.patch` and the multiple that its edges must have.
-    """
-    if len(patch) != ndim:
-        raise ConfigError(
-            f"task.train.patch: {len(patch)} numbers found, {ndim} expected for "
-            f"{'volumes' if ndim == 3 else 'frames'}; give {ndim} numbers"
-        )
-    factor = 2 ** (len(network.channels) - 1)
-    if any(n % factor or n < 2 * factor for n in patch):
-        mended = [max(2 * factor, round(n / factor) * factor) for n in patch]
-        raise ConfigError(
-            f"task.train.patch: {list(patch)} does not fit {network.name} with {len(network.channels)} levels: "
-            f"every edge must be a multiple of {factor} and at least {2 * factor}; write {mended}, "
-            "or take fewer task.network.channels"
-        )
 
 
 def _norm(settings: NetworkConfig, ndim: int) -> tuple[str, dict[str, Any]]:
@@ -158,11 +132,6 @@ def _unet(settings: NetworkConfig, ndim: int, in_channels: int, classes: int) ->
 
 def _dynunet(settings: NetworkConfig, ndim: int, in_channels: int, classes: int) -> Network:
     levels = len(settings.channels)
-    if levels < 3:
-        raise ConfigError(
-            f"task.network.channels: dynunet needs at least 3 levels, {list(settings.channels)} are {levels}; "
-            "add a level, or take unet"
-        )
     body = DynUNet(
         ndim,
         in_channels,
@@ -179,12 +148,6 @@ def _dynunet(settings: NetworkConfig, ndim: int, in_channels: int, classes: int)
 
 def _segresnet(settings: NetworkConfig, ndim: int, in_channels: int, classes: int) -> Network:
     first, levels = settings.channels[0], len(settings.channels)
-    doubled = tuple(first * 2**i for i in range(levels))
-    if settings.channels != doubled:
-        raise ConfigError(
-            f"task.network.channels: segresnet doubles its features a level, so {list(doubled)} was expected "
-            f"and {list(settings.channels)} found; write it so, or take unet or dynunet"
-        )
     groups = next(n for n in (8, 4, 2, 1) if first % n == 0)
     body = SegResNet(
         ndim,

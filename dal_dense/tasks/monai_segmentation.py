@@ -38,7 +38,6 @@ from dal_dense.tasks.monai_geometry import Geometry, ModelGrid, turn_back
 from dal_dense.tasks.monai_ground import gather, held_out
 from dal_dense.tasks.monai_infer import Windows, draw_sums, measured_passes, passes
 from dal_dense.tasks.monai_members import Plan, fit_members
-from dal_dense.tasks.monai_networks import check_patch
 from dal_dense.tasks.monai_weights import Model, ModelCard, load_model
 from dal_dense.tasks.weights import MODEL_FILE, folder_sha256, read_card, read_figures
 from dal_dense.uncertainty import likeliest
@@ -83,7 +82,11 @@ class MonaiSegmentation:
         mask_of: Callable[[ImageRecord], np.ndarray | None],
         seed: int = 0,
     ) -> None:
-        check_patch(task.network, task.train.patch, ndim)
+        if len(task.train.patch) != ndim:
+            raise ConfigError(
+                f"task.train.patch: {len(task.train.patch)} numbers found, {ndim} expected for "
+                f"{'volumes' if ndim == 3 else 'frames'}; give {ndim} numbers"
+            )
         self._task, self._uncertainty, self._query, self._costs = task, uncertainty, query, costs
         self._classes, self._ndim, self._in_channels = tuple(classes), ndim, in_channels
         self._device, self._mask_of, self._seed = device, mask_of, seed

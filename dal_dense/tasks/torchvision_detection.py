@@ -17,7 +17,6 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 
 from dal_dense.config import DetectionConfig, NetworkConfig, TaskConfig
-from dal_dense.errors import ConfigError
 from dal_dense.tasks import torchvision_partial as partial_labels
 from dal_dense.tasks import torchvision_rows as rows_of
 from dal_dense.tasks.detection_backend import Backend, Look, Rows, Sample
@@ -35,9 +34,6 @@ class TorchvisionDetector:
         network: name and dropout.
         detection: trunk, anchors, what counts as a box.
         classes: with background.
-
-    Raises:
-        ConfigError: if the settings cannot be built.
     """
 
     def __init__(self, network: NetworkConfig, detection: DetectionConfig, classes: int) -> None:
@@ -129,17 +125,7 @@ class TorchvisionDetector:
 
 
 def backend(task: TaskConfig, classes: int) -> Backend:
-    """torchvision for `Detection`.
-
-    Raises:
-        ConfigError: if a config of Detectron2 is named; (when a network is made) if the settings cannot be built.
-    """
-    file = task.detection.config_file
-    if file is not None:
-        raise ConfigError(
-            f"task.detection.config_file: {file} is for Detectron2, and task.name is {task.name}; "
-            "set task.name to detectron2_detection, or take config_file out"
-        )
+    """torchvision for `Detection`."""
     return Backend(partial(TorchvisionDetector, task.network, task.detection, classes), PREFIXES)
 
 

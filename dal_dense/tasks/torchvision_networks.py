@@ -38,7 +38,6 @@ from torchvision.ops.feature_pyramid_network import (
 )
 
 from dal_dense.config import DetectionConfig, NetworkConfig
-from dal_dense.errors import ConfigError
 from dal_dense.tasks.torchvision_partial import PartialRPN
 
 CANDIDATES = 300
@@ -63,21 +62,12 @@ def build_network(network: NetworkConfig, detection: DetectionConfig, classes: i
         network: name and dropout.
         detection: trunk, norm, anchors, what counts as a box.
         classes: with background.
-
-    Raises:
-        ConfigError: if the settings cannot be built.
     """
-    two_stage = network.name == "faster_rcnn"
-    trunk = _Pyramid(detection, first=2 if two_stage else _first_level(detection.anchor_sizes))
-    if two_stage:
+    trunk = _Pyramid(detection, first=detection.finest_level(network.name))
+    if network.name == "faster_rcnn":
         return _faster_rcnn(trunk, network, detection, classes)
     make = {"retinanet": _retinanet, "fcos": _fcos}[network.name]
     return make(trunk, network, detection, classes)
-
-
-def _first_level(sizes: tuple[float, ...]) -> int:
-    """The level whose stride is nearest to a quarter of the smallest anchor."""
-    return min(4, max(2, round(math.log2(sizes[0] / 4))))
 
 
 class _Pyramid(nn.Module):
@@ -86,11 +76,6 @@ class _Pyramid(nn.Module):
     def __init__(self, detection: DetectionConfig, first: int) -> None:
         super().__init__()
         levels, inner = len(detection.anchor_sizes), 6 - first
-        if not 2 <= levels <= inner + 2:
-            raise ConfigError(
-                f"task.detection.anchor_sizes: {levels} sizes make {levels} pyramid levels; for these sizes give 2 to "
-                f"{inner + 2}, one a level, each about twice the one before"
-            )
         norm = _norm(detection)
         body, channels, self.out_channels = _trunk(detection.backbone, norm)
         taken = range(first, first + min(levels, inner))
@@ -119,11 +104,6 @@ def _norm(detection: DetectionConfig) -> Norm:
         return lambda channels: nn.GroupNorm(math.gcd(32, channels // 4), channels)
     if detection.norm == "batch":
         return nn.BatchNorm2d
-    if detection.weights is None:
-        raise ConfigError(
-            "task.detection.norm: frozen keeps the statistics of a trained trunk, but task.detection.weights is null; "
-            "name a file, or use group"
-        )
     frozen: Norm = FrozenBatchNorm2d
     return frozen
 

@@ -80,6 +80,9 @@ def value_cases(good: list[str]) -> dict[str, Case]:
         "a word for a number": ("data.ignore_index=ten", "data.ignore_index: got 'ten'", "whole number"),
         "too few levels": ("task.network.channels=[8]", "task.network.channels: got '[8]'", "at least 2"),
         "a level of nothing": ("task.network.channels=[8, 0]", "task.network: channels [8, 0]", "at least 1"),
+        "a patch between levels": ("task.train.patch=[9, 8, 8]", "task: train.patch [9, 8, 8] does", "write [8, 8, 8]"),
+        "a patch of four axes": ("task.train.patch=[8, 8, 8, 8]", "task.train: patch [8, 8, 8, 8]", "3 for volumes"),
+        "one class": ("data.classes={0: body}", "data: classes: 1 named", "between 2 and 254"),
         "no size": ("query.sizes=[]", "query.sizes: got '[]'", "as in [[64, 64, 48]]"),
         "a name for a group": ("strategy=hybrid", "strategy: got 'hybrid'", "settings of its own below it"),
         "no threads": ("threads=0", "threads: got 0", "greater than or equal to 1"),
@@ -163,6 +166,21 @@ def setting_cases(folder: Path) -> dict[str, Case]:
                 [*good, "--uncertainty.draws=mc_dropout", "--task.network.dropout=0"],
                 "config: uncertainty.draws mc_dropout needs task.network.dropout above 0",
                 "raise it or choose other draws",
+            ),
+            "too few levels for dynunet": (
+                [*good, "--task.network.name=dynunet", "--task.network.channels=[8, 16]"],
+                "task.network: channels [8, 16] are 2 levels",
+                "add a level",
+            ),
+            "levels that do not double": (
+                [*good, "--task.network.name=segresnet", "--task.network.channels=[8, 12]"],
+                "task.network: channels [8, 12] do not suit segresnet",
+                "write [8, 16]",
+            ),
+            "two names for groups": (
+                [*good, "--data.group_pattern=(a)", "--data.group_field=patient"],
+                "data: group_field and group_pattern are set",
+                "keep one",
             ),
             "slices of frames": (
                 [*good, "--task.train.patch=[8, 8]", "--query.kind=slice"],

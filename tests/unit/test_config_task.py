@@ -50,6 +50,8 @@ def test_numbers_are_finite(where: tuple[str, str], number: float) -> None:
 
 def test_segmentation_as_it_should_be() -> None:
     assert made(SEGMENTATION).task.metric == "dice"
+    task = {"train": {"patch": [8, 12, 8]}, "network": {"name": "segresnet", "channels": [4, 8, 16]}}
+    assert made(SEGMENTATION, task=task).task.train.patch == (8, 12, 8)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +78,28 @@ def test_segmentation_as_it_should_be() -> None:
         ({"uncertainty": {"draws": "flips"}}, "flips needs task.train.flip_axes"),
         ({"annotator": {"accept_iou": 0.3, "fix_iou": 0.5}}, "accept_iou must be at least annotator.fix_iou"),
         ({"query": {"kind": "box", "sizes": [[8, 8, 8]]}}, r"query.sizes has \[3\] numbers a size, .* has 2"),
+        ({"uncertainty": {"draws": "flips"}, "task": {"train": {"flip_axes": ["up_down"]}}}, "go left to right; add"),
+        ({"task": {"detection": {"norm": "frozen"}}}, "norm frozen .* but weights is null; name a file, or use group"),
+        ({"task": {"detection": {"norm": "batch"}, "train": {"parts": 2}}}, "2 parts would disagree on; set"),
+        ({"task": {"detection": {"anchor_sizes": [16]}}}, "1 sizes make 1 pyramid levels; .* 2 to 6"),
+        (
+            {"task": {"detection": {"anchor_sizes": [4, 8, 16, 32, 64, 128, 256]}}},
+            "7 sizes make 7 pyramid levels; .* 2 to 6",
+        ),
+        (
+            {"task": {"detection": {"anchor_sizes": [64, 128, 256, 512, 999]}, "network": {"name": "fcos"}}},
+            "5 sizes make 5 pyramid levels; .* 2 to 4",
+        ),
+        ({"task": {"detection": {"config_file": "a.yaml"}}}, "a.yaml is for Detectron2.* set name to detectron2_det"),
+        (
+            {"task": {"detection": {"config_file": "a.json"}, "name": "detectron2_detection"}},
+            "a.json is no config; expected a .yaml",
+        ),
+        (
+            {"task": {"detection": {"weights": "a.pkl"}, "name": "detectron2_detection"}},
+            r"a.pkl is a pickle.*\.pth.*torch\.save",
+        ),
+        ({"data": {"listing": None}}, "listing is null, and format coco needs the json file"),
         ({"query": {"min_gap": 2.0}}, "min_gap needs to know times; set data.time_field or data.time_pattern"),
     ],
 )
@@ -91,6 +115,9 @@ def test_detection_settings_that_do() -> None:
     )
     assert made(DETECTION, uncertainty={"draws": "ensemble", "score": "spread"}).uncertainty.score == "spread"
     assert made(DETECTION, data={"time_field": "t"}, query={"min_gap": 2.0}).query.min_gap == 2
+    assert made(DETECTION, data={"classes": {1: "car"}}).data.classes == {1: "car"}
+    own = {"config_file": "a.py", "norm": "frozen", "anchor_sizes": [16]}  # the file decides
+    assert made(DETECTION, task={"name": "detectron2_detection", "detection": own}).task.detection.norm == "frozen"
     assert made(DETECTION, annotator={"accept_iou": 0.5, "fix_iou": 0.5}).annotator.fix_iou == 0.5
 
 
@@ -105,6 +132,24 @@ def test_detection_settings_that_do() -> None:
         ({"uncertainty": {"score": "spread"}}, "score spread is for detection"),
         ({"uncertainty": {"score": "inconsistency"}}, "score inconsistency is for detection"),
         ({"uncertainty": {"score": "difficulty_entropy"}}, "score difficulty_entropy is for detection"),
+        (
+            {"task": {"train": {"patch": [30, 32, 32]}}},
+            r"\[30, 32, 32\] does not fit unet with 3 levels: .* multiple of 4 .* write \[32, 32, 32\]",
+        ),
+        ({"task": {"train": {"patch": [4, 32, 32]}}}, r"at least 8; write \[8, 32, 32\]"),
+        ({"task": {"train": {"patch": [32]}}}, r"patch \[32\] needs 2 numbers for frames, 3 for volumes"),
+        ({"task": {"network": {"name": "dynunet", "channels": [8, 16]}}}, "are 2 levels, but dynunet needs at least 3"),
+        ({"task": {"network": {"name": "segresnet", "channels": [8, 16, 64]}}}, r"doubles .* write \[8, 16, 32\]"),
+        ({"data": {"classes": {0: "only"}}}, "classes: 1 named; between 2 and 254"),
+        ({"data": {"classes": {i: str(i) for i in range(255)}}}, "classes: 255 named; between 2 and 254"),
+        ({"data": {"classes": {0: "road", 1: "car"}, "ignore_index": 1}}, "ignore_index 1 is the class 'car' too"),
+        ({"data": {"group_field": "a", "group_pattern": "(b)", "group_table": "c"}}, "but one of them is enough; keep"),
+        ({"data": {"time_field": "a", "time_pattern": "(b)"}}, "time_field and time_pattern are set"),
+        ({"data": {"test": "train"}}, "train and test are both 'train'; what measures"),
+        (
+            {"data": {"format": "folder", "images": "all", "masks": "./all"}},
+            r"data.mask_suffix is needed when images and masks share a folder",
+        ),
     ],
 )
 def test_segmentation_settings_that_do_not_fit(change: dict[str, Any], words: str) -> None:

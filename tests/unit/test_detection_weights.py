@@ -13,14 +13,14 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn, fcos_resnet50_
 from dal_dense.boxes import Boxes
 from dal_dense.config import DetectionConfig, NetworkConfig, QueryConfig, TaskConfig, TrainConfig, UncertaintyConfig
 from dal_dense.costs import PRESETS
-from dal_dense.errors import ConfigError, DataError
+from dal_dense.errors import DataError
 from dal_dense.tasks.base import Hooks
 from dal_dense.tasks.detection_backend import Rows
 from dal_dense.tasks.detection_difficulty import qualities
 from dal_dense.tasks.detection_ground import Sample
 from dal_dense.tasks.detection_partial import area_table
 from dal_dense.tasks.detection_task import Detection
-from dal_dense.tasks.torchvision_detection import PREFIXES, TorchvisionDetection, backend
+from dal_dense.tasks.torchvision_detection import PREFIXES, TorchvisionDetection
 from dal_dense.tasks.torchvision_networks import build_network
 from dal_dense.tasks.weights import read_foreign, take_matching
 
@@ -67,12 +67,6 @@ def fitted(tmp_path: Path, weights: Path, **more: object) -> dict[str, float]:
     return report.figures
 
 
-def test_a_config_of_detectron2_is_refused_and_not_passed_over() -> None:
-    task = TaskConfig(name="torchvision_detection", detection=DetectionConfig(config_file="mine.yaml"))
-    with pytest.raises(ConfigError, match=r"task\.detection\.config_file: mine\.yaml .* detectron2_detection"):
-        backend(task, 3)
-
-
 def test_a_classifier_becomes_the_trunk(tmp_path: Path) -> None:
     state = torchvision.models.resnet18(weights=None).state_dict()
     torch.save(state, tmp_path / "r18.pth")
@@ -102,23 +96,12 @@ def test_files_that_cannot_be_used_are_told(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_what_cannot_be_begun_with_is_told_before_anybody_labels(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"norm: frozen .* name a file, or use group"):
-        fcos_task(norm="frozen")
-    with pytest.raises(ConfigError, match="anchor_sizes"):
-        fcos_task(anchor_sizes=(16,))
     torch.save({"nobody.weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(DataError, match="none of its 1 tensors"):
         fcos_task(weights=str(tmp_path / "other.pth"))
     state = torch.get_rng_state()
     fcos_task()
     assert torch.equal(state, torch.get_rng_state())
-
-
-def test_what_cannot_be_built_is_told() -> None:
-    with pytest.raises(ConfigError, match="frozen"):
-        build_network(NetworkConfig(name="fcos"), DetectionConfig(norm="frozen"), 3)
-    with pytest.raises(ConfigError, match="anchor_sizes"):
-        build_network(NetworkConfig(name="fcos"), DetectionConfig(anchor_sizes=(16,)), 3)
 
 
 @pytest.mark.parametrize("norm", ["group", "batch"])

@@ -223,9 +223,6 @@ def test_what_cannot_be_used_is_told(folder, text, match):
 def test_wrong_files_are_told(folder):
     with pytest.raises(ConfigError, match="is not there"):
         built(folder / "gone.yaml")
-    (folder / "config.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"ends in \.json"):
-        built(folder / "config.json")
     (folder / "empty.py").write_text("train = dict(a=1)")
     with pytest.raises(ConfigError, match="defines no `model`"):
         built(folder / "empty.py")

@@ -10,9 +10,10 @@ import torch
 from detectron2_toys import NAMES, NEEDS, detector, window
 
 from dal_dense.config import DetectionConfig, NetworkConfig, QueryConfig, TaskConfig, UncertaintyConfig
+from dal_dense.config_task import CONVERT
 from dal_dense.costs import PRESETS
-from dal_dense.errors import ConfigError, MissingPackageError
-from dal_dense.tasks.detectron2_detection import CONVERT, GUIDE, Detectron2Detection
+from dal_dense.errors import MissingPackageError
+from dal_dense.tasks.detectron2_detection import GUIDE, Detectron2Detection
 from dal_dense.tasks.torchvision_detection import TorchvisionDetector
 
 
@@ -59,17 +60,10 @@ def test_the_modules_of_the_adapter_load_without_detectron2():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_segmentation_networks_are_refused():
-    with pytest.raises(ConfigError, match="unet is no detector"):
-        adapter("unet")
-
-
-def test_a_pickle_is_refused_and_the_way_out_works(tmp_path):
+def test_what_is_said_to_convert_pickled_weights_works(tmp_path):
     weights = tmp_path / "model_final.pkl"
     tensors = {"model": {"stem.conv1.weight": torch.ones(2, 3).numpy()}, "__author__": "someone"}
     weights.write_bytes(pickle.dumps(tensors))
-    with pytest.raises(ConfigError, match=r"model_final\.pkl is a pickle.*\.pth.*torch\.save"):
-        adapter(weights=str(weights))
     script = CONVERT.split('"')[1]
     subprocess.run([sys.executable, "-c", script, str(weights), str(tmp_path / "out.pth")], check=True)
     found = torch.load(tmp_path / "out.pth", weights_only=True)
@@ -103,13 +97,9 @@ def test_as_many_rows_are_sampled_as_by_torchvision(backbone):
 
 @pytest.mark.detectron2
 @NEEDS[1]
-def test_the_same_seed_builds_the_same_network_and_bad_settings_are_told():
+def test_the_same_seed_builds_the_same_network_whatever_the_norm():
     one, two, other = (detector("retinanet", seed=s).module.state_dict() for s in (1, 1, 2))
     assert all(torch.equal(one[k], two[k]) for k in one) and any(not torch.equal(one[k], other[k]) for k in one)
-    with pytest.raises(ConfigError, match="7 sizes make 7 pyramid levels"):
-        detector("faster_rcnn", anchor_sizes=(4, 8, 16, 32, 64, 128, 256))
     for name in NAMES:
-        with pytest.raises(ConfigError, match="frozen"):
-            detector(name, norm="frozen")
         assert detector(name, norm="frozen", weights="trunk.pth").module is not None
         assert detector(name, norm="batch").losses([window()])

@@ -235,7 +235,7 @@ def test_pasting_keeps_everything_else_ignored(image):
         ({"train": {"flip_axes": ("front_back",)}}, "task.train.flip_axes: frames have no axis front_back"),
         ({"task": {"spacing": (1.0, 1.0, 1.0)}}, "task.spacing: is for volumes"),
         ({"uncertainty": {"draws": "flips"}}, "needs at least one axis in task.train.flip_axes"),
-        ({"train": {"patch": (15, 16)}}, "task.train.patch"),
+        ({"train": {"patch": (16, 16, 16)}}, "task.train.patch: 3 numbers found, 2 expected for frames"),
     ],
 )
 def test_settings_that_cannot_work_together(more, message):

@@ -3,8 +3,7 @@ import torch
 from torch import nn
 
 from dal_dense.config import NetworkConfig
-from dal_dense.errors import ConfigError
-from dal_dense.tasks.monai_networks import FEATURES, build_network, check_patch
+from dal_dense.tasks.monai_networks import FEATURES, build_network
 
 NAMES = ("unet", "dynunet", "segresnet")
 
@@ -57,19 +56,3 @@ def test_building_leaves_the_global_generator_alone():
 def test_wide_features_are_projected():
     net = build_network(NetworkConfig(channels=(8, 96)), ndim=2, in_channels=1, classes=2, seed=0)
     assert net.with_features(torch.randn(1, 1, 8, 8))[1].shape[1] == FEATURES
-
-
-@pytest.mark.parametrize("patch,mend", [((30, 32), r"\[32, 32\]"), ((4, 32), r"\[8, 32\]")])
-def test_a_patch_must_fit_the_depth(patch, mend):
-    with pytest.raises(ConfigError, match=rf"task\.train\.patch.*multiple of 4.*write {mend}"):
-        check_patch(NetworkConfig(channels=(4, 8, 16)), patch, 2)
-    check_patch(NetworkConfig(channels=(4, 8, 16)), (8, 12), 2)
-
-
-def test_wrong_number_of_axes_and_wrong_channels():
-    with pytest.raises(ConfigError, match=r"task\.train\.patch: 3 numbers found, 2 expected"):
-        check_patch(NetworkConfig(), (8, 8, 8), 2)
-    with pytest.raises(ConfigError, match=r"\[8, 16, 32\] was expected"):
-        build_network(NetworkConfig(name="segresnet", channels=(8, 16, 64)), ndim=2, in_channels=1, classes=2, seed=0)
-    with pytest.raises(ConfigError, match="at least 3 levels"):
-        build_network(NetworkConfig(name="dynunet", channels=(8, 16)), ndim=2, in_channels=1, classes=2, seed=0)

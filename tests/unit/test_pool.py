@@ -105,7 +105,7 @@ def test_groups_by_pattern_table_and_default(tmp_path: Path) -> None:
         ({"group_pattern": r"d\d"}, ValidationError, "has no bracket"),
         ({"group_pattern": r"(d"}, ValidationError, "is no regular expression"),
         ({"group_pattern": r"(x)"}, DataError, "20 of 20 images get no group"),
-        ({"group_pattern": r"(d)", "group_table": "t.csv"}, ConfigError, "set only one of them"),
+        ({"group_pattern": r"(d)", "group_table": "t.csv"}, ValidationError, "one of them is enough"),
         ({"group_table": "t.csv"}, DataError, "columns id,group"),
         ({"group_table": "none.csv"}, DataError, "cannot be read"),
     ],
@@ -122,12 +122,12 @@ def entry(name: str, **fields: object) -> Entry:
 
 
 def test_times_by_field_and_pattern() -> None:
-    none = time_of(DataConfig(format="coco"))
+    none = time_of(DataConfig(format="folder"))
     assert none(entry("a", t=3)) is None
-    field = time_of(DataConfig(format="coco", time_field="t"))
+    field = time_of(DataConfig(format="folder", time_field="t"))
     assert [field(entry("a", **f)) for f in ({"t": 3}, {"t": "2.5"}, {"t": None}, {})] == [3.0, 2.5, None, None]
     assert field(Entry("a", (Path("a.jpg"),), None)) is None
-    pattern = time_of(DataConfig(format="coco", time_pattern=r"_(\d+)$"))
+    pattern = time_of(DataConfig(format="folder", time_pattern=r"_(\d+)$"))
     assert [pattern(entry(name)) for name in ("drive1_0042", "drive1_x")] == [42.0, None]
 
 
@@ -136,7 +136,7 @@ def test_times_by_field_and_pattern() -> None:
     [
         ({"time_pattern": r"_\d+"}, ValidationError, r"time_pattern\n.* has no bracket"),
         ({"time_pattern": r"_(\d+"}, ValidationError, r"time_pattern\n.* is no regular expression"),
-        ({"time_pattern": r"(\d+)", "time_field": "t"}, ConfigError, "times come from data.time_field already"),
+        ({"time_pattern": r"(\d+)", "time_field": "t"}, ValidationError, "time_field and time_pattern are set"),
         ({"time_field": "t"}, DataError, r"d_7\.jpg: its time is 'noon', no number; correct it or data\.time_field"),
         ({"time_field": "u"}, DataError, "its time is nan"),
         ({"time_field": "v"}, DataError, r"its time is \[1\]"),
@@ -145,7 +145,7 @@ def test_times_by_field_and_pattern() -> None:
 )
 def test_times_that_cannot_work(settings: dict[str, str], error: type, words: str) -> None:
     with pytest.raises(error, match=words):
-        time_of(DataConfig.model_validate({"format": "coco", **settings}))(entry("d_7", t="noon", u=math.nan, v=[1]))
+        time_of(DataConfig.model_validate({"format": "folder", **settings}))(entry("d_7", t="noon", u=math.nan, v=[1]))
 
 
 def test_records_know_their_time_and_a_setting_that_finds_none_is_told(tmp_path: Path) -> None:
@@ -226,17 +226,16 @@ def test_class_numbers_are_positions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("listed", "words"),
     [
-        ({}, "data.classes: null"),
-        ({"classes": {0: "only"}}, "1 classes"),
-        ({"classes": {i: str(i) for i in range(255)}}, "255 classes; between 2 and 254"),
-        ({"classes": TWO, "ignore_index": 1}, "data.ignore_index: 1 is the class 'car' too"),
+        (None, "data.classes: null"),
+        ({0: "only"}, "data.classes: 1 named; between 2 and 254"),
+        ({0: "road", 7: "car"}, "data.ignore_index 7 is the class 'car' too"),
     ],
 )
-def test_classes_that_cannot_work(settings: dict[str, object], words: str) -> None:
+def test_classes_of_a_listing_that_cannot_work(listed: dict[int, str] | None, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        class_table(DataConfig.model_validate({"format": "folder"} | settings), Listing([]))
+        class_table(DataConfig(format="msd", ignore_index=7), Listing([], labels=listed))
 
 
 def test_masks_are_read_with_the_pools_classes(tmp_path: Path) -> None:

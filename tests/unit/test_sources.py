@@ -244,8 +244,6 @@ def test_images_and_masks_in_one_folder(tmp_path: Path) -> None:
     found = pool(tmp_path, format="folder", images=".", masks=".", mask_suffix="_seg", classes=TWO)
     assert sorted(ids((*found.train, *found.test))) == ["a", "b", "c"]
     assert all(r.mask == tmp_path / f"{r.id}_seg.nii.gz" for r in found.train)
-    with pytest.raises(ConfigError, match=r"data.mask_suffix: needed"):
-        pool(tmp_path, format="folder", images=".", masks=".", classes=TWO)
 
 
 def test_masks_inside_the_image_folder_are_no_images(tmp_path: Path) -> None:
