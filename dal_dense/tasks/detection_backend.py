@@ -7,7 +7,7 @@ otherwise converts inside its own backend.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -114,12 +114,16 @@ class Detector(Protocol):
         """
         ...
 
-    def rows(self, look: Look, *, dropout: int | None = None) -> Rows:
-        """The rows of a look; many times over for little, since all features are kept.
+    def rows(self, look: Look) -> Rows:
+        """The rows of a look of this very detector, without dropout."""
+        ...
+
+    def draws(self, look: Look, seeds: Sequence[int]) -> Iterator[Rows]:
+        """The rows of a look, once a draw of last-layer dropout; for little, since all features are kept.
 
         Args:
             look: of this very detector.
-            dropout: seed of one draw of last-layer dropout; None: none is dropped.
+            seeds: one a draw, which depends on nothing else.
         """
         ...
 

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as nnf
 
+AT_ONCE = 1 << 22
+"""Numbers that are worked on together: small networks take all draws in one go, large ones need no more memory."""
 
-def dropped(values: Tensor, rate: float, seed: int | None) -> Tensor:
-    """One draw of inverted dropout by its own seed; None: as they are.
+
+def masks(shape: tuple[int, ...], rate: float, seeds: Sequence[int], device: torch.device) -> Float[Tensor, "T *shape"]:
+    """Inverted dropout, each draw by its own seed and whatever it is drawn beside.
 
     Of features that many rows share, one mask serves all, so that a draw is one function of the image
     (consistent dropout; Kirsch, van Amersfoort & Gal 2019).
     """
-    if seed is None or rate == 0:
-        return values
-    generator = torch.Generator(values.device).manual_seed(seed)
-    kept = torch.rand(values.shape, generator=generator, device=values.device).add_(1 - rate).floor_()
-    return values * kept.div_(1 - rate)
+    drawn = [torch.rand(shape, generator=torch.Generator(device).manual_seed(s), device=device) for s in seeds]
+    return torch.stack(drawn).add_(1 - rate).floor_().div_(1 - rate)
+
+
+def together(seeds: Sequence[int], numbers: int) -> Iterator[Sequence[int]]:
+    """As many draws at a time as `AT_ONCE` allows, at least one.
+
+    Args:
+        seeds: one a draw.
+        numbers: that a draw takes.
+    """
+    most = max(1, AT_ONCE // max(1, numbers))
+    return (seeds[first : first + most] for first in range(0, len(seeds), most))
 
 
 def around(
@@ -52,32 +63,29 @@ class LastLayer:
     weight: Float[Tensor, "A K channels 9"]
     bias: Float[Tensor, "A K"]
 
-    def logits(self, rate: float, seed: int) -> Float[Tensor, "R K"]:
-        """One draw of dropout, in float32: whole channels of a level are dropped, as in training."""
-        shape = len(self.per_level), self.patches.shape[1]
-        masks = dropped(torch.ones(shape, device=self.patches.device), rate, seed)
+    @torch.no_grad()
+    def logits(self, rate: float, seeds: Sequence[int]) -> Float[Tensor, "T R K"]:
+        """Draws of dropout, in float32: whole channels of a level are dropped, as in training.
+
+        What each channel adds to a row's logits is found once; a draw only weighs and sums these.
+        """
+        channels, classes = self.patches.shape[1], self.weight.shape[1]
+        drawn = masks((len(self.per_level), channels), rate, seeds, self.patches.device)
+        most, found = max(1, AT_ONCE // (classes * channels)), []
+        levels = (torch.split(column, list(self.per_level)) for column in (self.patches, self.kind))
         with torch.autocast(self.patches.device.type, enabled=False):
-            return torch.cat(self._at_points(masks) if len(self.weight) == 1 else self._at_anchors(masks))
+            for mask, *level in zip(drawn.unbind(1), *levels, strict=True):
+                for patches, kind in zip(*(torch.split(column, most) for column in level), strict=True):
+                    weighed = mask @ self._shares(patches, kind).flatten(0, 1).T
+                    found.append(weighed.reshape(len(seeds), -1, classes) + self.bias[kind])
+        return torch.cat(found, 1)
 
-    def _at_points(self, masks: Float[Tensor, "levels channels"]) -> list[Float[Tensor, "_ K"]]:
-        """One weight for all rows: it is masked, and a draw costs a product a level."""
-        levels = torch.split(self.patches.flatten(1), list(self.per_level))
-        weights = (self.weight * masks[:, None, :, None]).flatten(2)
-        return [torch.addmm(self.bias[0], level, weight.T) for level, weight in zip(levels, weights, strict=True)]
-
-    def _at_anchors(self, masks: Float[Tensor, "levels channels"]) -> list[Float[Tensor, "_ K"]]:
-        levels, biases = (torch.split(each, list(self.per_level)) for each in (self._by_channel, self._bias))
-        return [bias + level @ mask for level, bias, mask in zip(levels, biases, masks, strict=True)]
-
-    @cached_property
-    def _bias(self) -> Float[Tensor, "R K"]:
-        return self.bias[self.kind]
-
-    @cached_property
-    def _by_channel(self) -> Float[Tensor, "R K channels"]:
-        """What each channel adds to each row's logits: a draw weighs and sums these."""
-        result = self.patches.new_zeros(len(self.patches), *self.weight.shape[1:3])
+    def _shares(self, patches: Float[Tensor, "r channels 9"], kind: Int[Tensor, " r"]) -> Float[Tensor, "r K channels"]:
+        """What each channel adds to the logits of some rows."""
+        if len(self.weight) == 1:
+            return torch.einsum("rcp,kcp->rkc", patches, self.weight[0])
+        result = patches.new_empty(len(patches), *self.weight.shape[1:3])
         for number, own in enumerate(self.weight):
-            mine = self.kind == number
-            result[mine] = torch.einsum("rcp,kcp->rkc", self.patches[mine], own)
+            mine = kind == number
+            result[mine] = torch.einsum("rcp,kcp->rkc", patches[mine], own)
         return result

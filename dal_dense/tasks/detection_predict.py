@@ -124,8 +124,9 @@ def draws(
     """
     first = detectors[0]
     if uncertainty.draws == "mc_dropout":
-        for k in range(uncertainty.count):
-            yield look, first.rows(look, dropout=derive_seed(0, "mc_dropout", image_id, k)), False
+        seeds = [derive_seed(0, "mc_dropout", image_id, k) for k in range(uncertainty.count)]
+        for rows in first.draws(look, seeds):
+            yield look, rows, False
         return
     yield look, first.rows(look), False
     if uncertainty.draws == "flips" and uncertainty.count > 1:

@@ -96,16 +96,27 @@ class Detectron2Detector:
                 return rows_of.rcnn_look(model, image, like, flip)  # type: ignore[arg-type]
             return rows_of.one_stage_look(model, image, like, flip)  # type: ignore[arg-type]
 
-    @torch.no_grad()
-    def rows(self, look: Look, *, dropout: int | None = None) -> Rows:
+    def rows(self, look: Look) -> Rows:
         """The rows of a look."""
-        model = self._module
-        rows_of.last_layer(model)[0].eval()  # all that is called: a walk over the whole model takes as long as a draw
+        rows_of.last_layer(self._module)[0].eval()  # all that is called
         if isinstance(look, rows_of.RcnnLook):
-            return rows_of.rcnn_rows(model, look, self._dropout, dropout)
-        if isinstance(look, rows_of.OneStageLook):
-            return rows_of.one_stage_rows(model, look, self._dropout, dropout)
+            return rows_of.rcnn_rows(self._module, look, look.hidden[None])[0]
+        own = _own(look)
+        return rows_of.one_stage_rows(own, own.logits[None])[0]
+
+    def draws(self, look: Look, seeds: Sequence[int]) -> Iterator[Rows]:
+        """The rows of a look, once a draw of last-layer dropout."""
+        rows_of.last_layer(self._module)[0].eval()  # whose own dropout is for training
+        if isinstance(look, rows_of.RcnnLook):
+            yield from rows_of.rcnn_draws(self._module, look, self._dropout, seeds)
+        else:
+            yield from rows_of.one_stage_draws(_own(look), self._dropout, seeds)
+
+
+def _own(look: Look) -> rows_of.OneStageLook:
+    if not isinstance(look, rows_of.OneStageLook):
         raise TypeError(f"expected a look of Detectron2's, got {type(look).__name__}")
+    return look
 
 
 @contextmanager

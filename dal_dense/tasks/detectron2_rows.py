@@ -8,7 +8,7 @@ without any matching of boxes. Detectron2 puts background last; here it comes fi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from dal_dense.tasks.detection_backend import Rows, with_offsets
-from dal_dense.tasks.detection_dropout import LastLayer, around, dropped
+from dal_dense.tasks.detection_dropout import LastLayer, around, masks, together
 from dal_dense.tasks.detection_partial import cut_to_image
 from dal_dense.tasks.detectron2_view import View, coarse_features, dense_map, heard
 
@@ -115,29 +115,40 @@ def rcnn_look(model: Any, image: Float[Tensor, "3 h w"], like: RcnnLook | None, 
     )
 
 
-def rcnn_rows(model: Any, look: RcnnLook, rate: float, dropout: int | None) -> Rows:
-    """Class distribution and box of every proposal; a draw drops the same features of all: it is one network."""
-    predictor = model.roi_heads.box_predictor
-    found = predictor(look.hidden * dropped(look.hidden.new_ones(look.hidden.shape[1]), rate, dropout))
+@torch.no_grad()
+def rcnn_rows(model: Any, look: RcnnLook, hidden: Float[Tensor, "T R H"]) -> list[Rows]:
+    """Class distribution and box of every proposal, for some versions of what the last layer sees."""
+    predictor, each = model.roi_heads.box_predictor, hidden.shape[:2]
+    found = predictor(hidden.flatten(0, 1))
     some = Instances(look.view.size)
-    some.proposal_boxes = Boxes(look.view.turn(look.proposals))
+    some.proposal_boxes = Boxes(look.view.turn(look.proposals).repeat(each[0], 1))
     scores = predictor.predict_probs(found, [some])[0]
     objects = scores[:, :-1]
     probs = with_background(objects) if predictor.use_sigmoid_ce else torch.cat([scores[:, -1:], objects], 1)
     deltas = found[1].unflatten(1, (-1, 4))
-    of_class = look.kind.clamp_max(deltas.shape[1] - 1)  # all classes may share one box
+    of_class = look.kind.clamp_max(deltas.shape[1] - 1).repeat(each[0])  # all classes may share one box
     own = deltas[torch.arange(len(deltas), device=deltas.device), of_class]
-    boxes = predictor.box2box_transform.apply_deltas(own, some.proposal_boxes.tensor)
-    return Rows(probs, cut_to_image(look.view.turn(boxes), *look.view.size), look.hidden)
+    turned = look.view.turn(predictor.box2box_transform.apply_deltas(own, some.proposal_boxes.tensor))
+    boxes = cut_to_image(turned, *look.view.size)
+    both = zip(probs.reshape(*each, probs.shape[1]), boxes.reshape(*each, 4), strict=True)
+    return [Rows(distribution, corners, look.hidden) for distribution, corners in both]
 
 
-def with_background(scores: Float[Tensor, "R K"]) -> Float[Tensor, "R C"]:
+def rcnn_draws(model: Any, look: RcnnLook, rate: float, seeds: Sequence[int]) -> Iterator[Rows]:
+    """Draws of dropout; one drops the same features of all rows: it is one network."""
+    (rows, width), outputs = look.hidden.shape, 5 * model.roi_heads.num_classes
+    for some in together(seeds, rows * (width + outputs)):
+        drawn = masks((width,), rate, some, look.hidden.device)
+        yield from rcnn_rows(model, look, look.hidden * drawn[:, None])
+
+
+def with_background(scores: Float[Tensor, "*n K"]) -> Float[Tensor, "*n C"]:
     """Independent sigmoids as a distribution: background takes 1 - max, then rows sum to 1."""
-    probs = torch.cat([1 - scores.amax(1, keepdim=True), scores], 1)
-    return probs / probs.sum(1, keepdim=True)
+    probs = torch.cat([1 - scores.amax(-1, keepdim=True), scores], -1)
+    return probs / probs.sum(-1, keepdim=True)
 
 
-def scores(logits: Float[Tensor, "R K"], centre: Float[Tensor, "R n"]) -> Float[Tensor, "R K"]:
+def scores(logits: Float[Tensor, "*n K"], centre: Float[Tensor, "R n"]) -> Float[Tensor, "*n K"]:
     """Sigmoid; FCOS takes the geometric mean with its centreness."""
     found = logits.sigmoid()
     return (found * centre.sigmoid()).sqrt() if centre.shape[1] else found
@@ -185,10 +196,17 @@ def one_stage_look(model: Any, image: Float[Tensor, "3 h w"], like: OneStageLook
     )
 
 
-def one_stage_rows(model: Any, look: OneStageLook, rate: float, dropout: int | None) -> Rows:
-    """Class distribution and box of every anchor or point that was chosen."""
-    logits = look.logits if dropout is None else look.last.logits(rate, dropout)
-    return Rows(with_background(scores(logits, look.centre)), look.boxes, look.last.patches[:, :, 4])
+def one_stage_rows(look: OneStageLook, logits: Float[Tensor, "T R K"]) -> list[Rows]:
+    """Class distribution and box of every anchor or point that was chosen, for some versions of the logits."""
+    return [
+        Rows(probs, look.boxes, look.last.patches[:, :, 4]) for probs in with_background(scores(logits, look.centre))
+    ]
+
+
+def one_stage_draws(look: OneStageLook, rate: float, seeds: Sequence[int]) -> Iterator[Rows]:
+    """Draws of dropout; the boxes' branch has none."""
+    for some in together(seeds, look.logits.numel()):
+        yield from one_stage_rows(look, look.last.logits(rate, some))
 
 
 def _best_places(

@@ -7,7 +7,7 @@ rows       torchvision_rows       class distributions row for row, dropout on ke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -102,14 +102,19 @@ class TorchvisionDetector:
             return rows_of.two_stage_look(model, seen, self._strides, like)  # type: ignore[arg-type]
         return rows_of.one_stage_look(model, seen, self._strides, like)  # type: ignore[arg-type]
 
-    @torch.no_grad()
-    def rows(self, look: Look, *, dropout: int | None = None) -> Rows:
+    def rows(self, look: Look) -> Rows:
         """The rows of a look."""
         if isinstance(look, rows_of.TwoStageLook):
-            return rows_of.two_stage_rows(self._module, look, dropout)
-        if isinstance(look, rows_of.OneStageLook):
-            return rows_of.one_stage_rows(self._module, look, dropout)
-        raise TypeError(f"expected a look of torchvision's, got {type(look).__name__}")
+            return rows_of.two_stage_rows(self._module, look, look.hidden[None])[0]
+        own = _own(look)
+        return rows_of.one_stage_rows(own, own.logits[None])[0]
+
+    def draws(self, look: Look, seeds: Sequence[int]) -> Iterator[Rows]:
+        """The rows of a look, once a draw of last-layer dropout."""
+        if isinstance(look, rows_of.TwoStageLook):
+            yield from rows_of.two_stage_draws(self._module, look, seeds)
+        else:
+            yield from rows_of.one_stage_draws(self._module, _own(look), seeds)
 
     def _batch(self, images: list[Tensor]) -> ImageList:
         """Normalised, padded at the far ends to one size that all strides divide."""
@@ -122,6 +127,12 @@ class TorchvisionDetector:
         """Pyramid features in full precision, since anchors take their type from them."""
         tensors = images.tensors.contiguous(memory_format=torch.channels_last)
         return [level.float() for level in self._module.backbone(tensors).values()]
+
+
+def _own(look: Look) -> rows_of.OneStageLook:
+    if not isinstance(look, rows_of.OneStageLook):
+        raise TypeError(f"expected a look of torchvision's, got {type(look).__name__}")
+    return look
 
 
 def backend(task: TaskConfig, classes: int) -> Backend:

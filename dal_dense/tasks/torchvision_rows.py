@@ -21,7 +21,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import clip_boxes_to_image
 
 from dal_dense.tasks.detection_backend import Rows, with_offsets
-from dal_dense.tasks.detection_dropout import LastLayer, around, dropped
+from dal_dense.tasks.detection_dropout import LastLayer, around, masks, together
 from dal_dense.tasks.torchvision_networks import CANDIDATES
 
 
@@ -154,14 +154,26 @@ def two_stage_look(model: Any, seen: Seen, strides: Sequence[int], like: TwoStag
     )
 
 
-def two_stage_rows(model: Any, look: TwoStageLook, dropout: int | None) -> Rows:
-    """Class distribution and box of every proposal; a draw drops the same features of all: it is one network."""
-    heads = model.roi_heads
-    mask = dropped(look.hidden.new_ones(look.hidden.shape[1]), heads.box_predictor.dropout.p, dropout)
-    logits, deltas = heads.box_predictor(look.hidden * mask)
-    own = deltas.reshape(*logits.shape, 4)[torch.arange(len(deltas), device=deltas.device), look.kind]
-    boxes = look.seen.turn(heads.box_coder.decode_single(own, look.seen.turn(look.proposals)))
-    return Rows(logits.softmax(1), clip_boxes_to_image(boxes, look.seen.size), look.hidden)
+@torch.no_grad()
+def two_stage_rows(model: Any, look: TwoStageLook, hidden: Float[Tensor, "T R H"]) -> list[Rows]:
+    """Class distribution and box of every proposal, for some versions of what the last layer sees."""
+    heads, each = model.roi_heads, hidden.shape[:2]
+    logits, deltas = heads.box_predictor(hidden.flatten(0, 1))
+    row = torch.arange(len(deltas), device=deltas.device)
+    own = deltas.reshape(*logits.shape, 4)[row, look.kind.repeat(each[0])]
+    proposals = look.seen.turn(look.proposals).repeat(each[0], 1)
+    boxes = clip_boxes_to_image(look.seen.turn(heads.box_coder.decode_single(own, proposals)), look.seen.size)
+    both = zip(logits.softmax(1).unflatten(0, each), boxes.unflatten(0, each), strict=True)
+    return [Rows(probs, corners, look.hidden) for probs, corners in both]
+
+
+def two_stage_draws(model: Any, look: TwoStageLook, seeds: Sequence[int]) -> Iterator[Rows]:
+    """Draws of dropout; one drops the same features of all rows: it is one network."""
+    rate, (rows, width) = model.roi_heads.box_predictor.dropout.p, look.hidden.shape
+    outputs = model.roi_heads.box_predictor.bbox_pred.out_features
+    for some in together(seeds, rows * (width + outputs)):
+        drawn = masks((width,), rate, some, look.hidden.device)
+        yield from two_stage_rows(model, look, look.hidden * drawn[:, None])
 
 
 def one_stage_look(model: Any, seen: Seen, strides: Sequence[int], like: OneStageLook | None) -> OneStageLook:
@@ -199,16 +211,21 @@ def one_stage_look(model: Any, seen: Seen, strides: Sequence[int], like: OneStag
     )
 
 
-def one_stage_rows(model: Any, look: OneStageLook, dropout: int | None) -> Rows:
-    """Class distribution and box of every anchor or point that was chosen."""
-    rate = model.head.classification_head.conv[-1].p
-    logits = look.logits if dropout is None else look.last.logits(rate, dropout)
+def one_stage_rows(look: OneStageLook, logits: Float[Tensor, "T R K"]) -> list[Rows]:
+    """Class distribution and box of every anchor or point that was chosen, for some versions of the logits."""
     found = scores(logits, look.centre)
-    probs = torch.cat([1 - found.amax(1, keepdim=True), found], 1)
-    return Rows(probs / probs.sum(1, keepdim=True), look.boxes, look.last.patches[:, :, 4])
+    probs = torch.cat([1 - found.amax(-1, keepdim=True), found], -1)
+    return [Rows(each, look.boxes, look.last.patches[:, :, 4]) for each in probs / probs.sum(-1, keepdim=True)]
 
 
-def scores(logits: Float[Tensor, "n K"], centre: Float[Tensor, "n m"]) -> Float[Tensor, "n K"]:
+def one_stage_draws(model: Any, look: OneStageLook, seeds: Sequence[int]) -> Iterator[Rows]:
+    """Draws of dropout; the boxes' branch has none."""
+    rate = model.head.classification_head.conv[-1].p
+    for some in together(seeds, look.logits.numel()):
+        yield from one_stage_rows(look, look.last.logits(rate, some))
+
+
+def scores(logits: Float[Tensor, "*n K"], centre: Float[Tensor, "n m"]) -> Float[Tensor, "*n K"]:
     """Sigmoid; FCOS takes the geometric mean with its centreness."""
     found = logits.sigmoid()
     return (found * centre.sigmoid()).sqrt() if centre.shape[1] else found

@@ -30,6 +30,7 @@ from dal_dense.errors import ConfigError, DataError, Stopped
 from dal_dense.offers import KINDS as QUERY_KINDS
 from dal_dense.records import ImageRecord
 from dal_dense.regions import Regions
+from dal_dense.tasks import detection_dropout
 from dal_dense.tasks.base import Hooks, Judged, LabelledImage, Task
 from dal_dense.tasks.detection_backend import Detector, Sample
 from dal_dense.tasks.detection_partial import KNOWN, area_table, cut_to_image, known_share
@@ -522,7 +523,7 @@ def test_rows_line_up_between_draws_flips_and_networks(stage: Stage) -> None:
     assert torch.allclose(plain.probs.sum(1), torch.ones(len(plain.probs)), atol=1e-5)
     assert (plain.boxes >= 0).all() and (plain.boxes <= torch.tensor([90, 70, 90, 70])).all()
     others = {
-        "dropout": one.rows(look, dropout=3),
+        "dropout": next(one.draws(look, [3])),
         "flip": one.rows(one.look(image, like=look, flip=True)),
         "network": two.rows(two.look(image, like=look)),
     }
@@ -531,9 +532,25 @@ def test_rows_line_up_between_draws_flips_and_networks(stage: Stage) -> None:
         assert rows.probs.shape == plain.probs.shape and not torch.equal(rows.probs, plain.probs), name
         moved = ((rows.boxes[:, :2] + rows.boxes[:, 2:]) / 2 - centre).abs()
         assert moved.median() < 4, f"{name}: rows are elsewhere"
-    assert torch.equal(one.rows(look, dropout=3).probs, others["dropout"].probs)
-    assert not torch.equal(one.rows(look, dropout=4).probs, others["dropout"].probs)
+    assert torch.equal(next(one.draws(look, [3])).probs, others["dropout"].probs)
+    assert not torch.equal(next(one.draws(look, [4])).probs, others["dropout"].probs)
     assert torch.equal(one.rows(look).probs, plain.probs)
+
+
+def test_draws_are_the_same_alone_and_together(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = torch.rand(3, 70, 90, generator=torch.Generator().manual_seed(1)) * 255
+    detector = stage.detector()
+    look = detector.look(image)
+    together = list(detector.draws(look, range(5)))
+    monkeypatch.setattr(detection_dropout, "AT_ONCE", 1)  # one draw at a time, and one row of a convolution's
+    alone = list(detector.draws(look, range(5)))
+    assert len(alone) == len(together) == 5 and not list(detector.draws(look, []))
+    for one, other in zip(alone, together, strict=True):
+        assert torch.allclose(one.probs, other.probs, atol=1e-6)
+        assert torch.allclose(one.boxes, other.boxes, atol=1e-3)
+        assert torch.equal(one.embedding, other.embedding)
+    assert len({rows.probs.sum(0).numpy().tobytes() for rows in together}) == 5
+    assert not any(rows.probs.requires_grad for rows in together)
 
 
 def test_a_mirrored_image_gives_mirrored_looks(stage: Stage) -> None:

@@ -146,7 +146,7 @@ def test_a_users_config_trains_and_predicts(folder, file, name):
     assert torch.allclose(rows.probs.sum(1), torch.ones(len(rows.probs)), atol=1e-5)
     turned = found.rows(found.look(picture(), like=look, flip=True))
     assert turned.boxes.shape == rows.boxes.shape
-    assert not torch.equal(found.rows(look, dropout=1).probs, rows.probs)
+    assert not torch.equal(next(found.draws(look, [1])).probs, rows.probs)
 
 
 def test_what_the_file_says_stays_but_for_what_is_ours(folder):
@@ -253,6 +253,7 @@ def test_a_fit_is_of_its_config_and_of_all_that_lies_under_it(folder):
         task = Detectron2Detection(
             task=TaskConfig(
                 name="detectron2_detection",
+                metric="ap50",
                 network=NetworkConfig(name="faster_rcnn"),
                 detection=DetectionConfig(config_file=str(folder / "mine.yaml")),
                 train=TrainConfig(iterations=1, batch=1, patch=(64, 64)),

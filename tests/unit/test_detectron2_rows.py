@@ -113,13 +113,13 @@ def test_classes_reach_detectron2_counted_from_nought():
 def test_dropout_is_drawn_by_seed_and_leaves_everything_as_it_was(name):
     found = sharp(detector(name), spread=0.05)
     look, state = found.look(picture()), torch.get_rng_state()
-    plain, one, two = found.rows(look), found.rows(look, dropout=1), found.rows(look, dropout=2)
-    assert torch.equal(one.probs, found.rows(look, dropout=1).probs)
+    plain, one, two = found.rows(look), next(found.draws(look, [1])), next(found.draws(look, [2]))
+    assert torch.equal(one.probs, next(found.draws(look, [1])).probs)
     assert not torch.equal(one.probs, two.probs) and not torch.equal(one.probs, plain.probs)
     assert torch.equal(plain.probs, found.rows(look).probs)
     assert torch.equal(one.embedding, plain.embedding)
     assert torch.equal(state, torch.get_rng_state())
-    many = torch.stack([found.rows(look, dropout=k).probs for k in range(60)])
+    many = torch.stack([rows.probs for rows in found.draws(look, range(60))])
     assert (many.mean(0) - plain.probs).abs().mean() < many.std(0).mean()
 
 
@@ -135,7 +135,7 @@ def test_a_tie_of_classes_is_no_spread_of_place():
     image = picture()
     look = one.look(image)
     plain = one.rows(look)
-    others = [one.rows(look, dropout=k) for k in range(3)]
+    others = list(one.draws(look, range(3)))
     others += [one.rows(one.look(image, like=look, flip=True)), two.rows(two.look(image, like=look))]
     kinds = plain.probs[:, 1:].argmax(1)
     assert len(kinds.unique()) > 1
@@ -151,15 +151,10 @@ def test_dropout_rows_are_those_of_the_whole_map(name, monkeypatch):
     model, image = found.module, picture(size=ODD)
     look = found.look(image)
     generator = torch.Generator().manual_seed(7)
-    masks = iter((torch.rand(4, 32, generator=generator) < 0.7) / 0.7)
-
-    def drop(values, rate, seed):
-        return torch.stack(kept)
-
-    kept = list(masks)
-    monkeypatch.setattr(detection_dropout, "dropped", drop)
-    rows = found.rows(look, dropout=1)
-    level = iter(kept)
+    masks = (torch.rand(4, 32, generator=generator) < 0.7) / 0.7
+    monkeypatch.setattr(detection_dropout, "masks", lambda shape, rate, seeds, device: masks[None])
+    rows = next(found.draws(look, [1]))
+    level = iter(masks)
     model.head.cls_score.register_forward_pre_hook(lambda module, x: (x[0] * next(level)[None, :, None, None],))
     whole = found.rows(found.look(image, like=look))
     assert torch.allclose(rows.probs, whole.probs, atol=1e-5)
@@ -170,7 +165,7 @@ def test_draws_under_bfloat16_are_float32(name):
     found = sharp(detector(name))
     with torch.autocast("cpu", dtype=torch.bfloat16):  # as predict_frame does on CUDA
         look = found.look(picture(size=ODD))
-        probs = [found.rows(look, dropout=k).probs for k in (1, 2)]
+        probs = [next(found.draws(look, [k])).probs for k in (1, 2)]
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in probs)
     assert not torch.equal(*probs)
 
@@ -179,9 +174,9 @@ def test_a_draw_of_dropout_is_one_network_for_all_proposals():
     found = sharp(detector("faster_rcnn"))
     look = found.look(picture(size=ODD))
     alike = replace(look, hidden=look.hidden[:1].expand_as(look.hidden))
-    probs = found.rows(alike, dropout=1).probs
+    probs = next(found.draws(alike, [1])).probs
     assert torch.allclose(probs, probs[:1].expand_as(probs), atol=1e-6)
-    assert not torch.allclose(probs, found.rows(alike, dropout=2).probs, atol=1e-3)
+    assert not torch.allclose(probs, next(found.draws(alike, [2])).probs, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", NAMES)

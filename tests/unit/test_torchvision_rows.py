@@ -76,7 +76,7 @@ def test_of_several_classes_each_row_stands_for_its_likeliest() -> None:
 def test_patches_under_the_last_layer_give_its_logits(network: str) -> None:
     detector, _ = lively(network, 3)
     look = detector.look(torch.rand(3, 70, 90) * 255)
-    assert torch.allclose(look.last.logits(0.0, 1), look.logits, atol=1e-4)
+    assert torch.allclose(look.last.logits(0.0, [1])[0], look.logits, atol=1e-4)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -85,11 +85,11 @@ def test_draws_under_bfloat16_are_float32(network: str) -> None:
     image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(5)) * 255
     with torch.autocast("cpu", dtype=torch.bfloat16):  # as predict_frame does on CUDA
         look = detector.look(image)
-        probs = [detector.rows(look, dropout=k).probs for k in (1, 2)]
+        probs = [next(detector.draws(look, [k])).probs for k in (1, 2)]
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in probs)
     assert not torch.equal(*probs)
     if network != "faster_rcnn":  # its last layer is a product of the framework's own
-        assert torch.equal(probs[0], detector.rows(look, dropout=1).probs)
+        assert torch.equal(probs[0], next(detector.draws(look, [1])).probs)
 
 
 def test_a_draw_of_dropout_is_one_network_for_all_proposals() -> None:
@@ -97,9 +97,9 @@ def test_a_draw_of_dropout_is_one_network_for_all_proposals() -> None:
     look = detector.look(torch.rand(3, 64, 64) * 255)
     assert isinstance(look, torchvision_rows.TwoStageLook)
     alike = replace(look, hidden=look.hidden[:1].expand_as(look.hidden))
-    probs = detector.rows(alike, dropout=1).probs
+    probs = next(detector.draws(alike, [1])).probs
     assert torch.allclose(probs, probs[:1].expand_as(probs), atol=1e-6)
-    assert not torch.allclose(probs, detector.rows(alike, dropout=2).probs, atol=1e-3)
+    assert not torch.allclose(probs, next(detector.draws(alike, [2])).probs, atol=1e-3)
 
 
 @pytest.mark.parametrize("network", NETWORKS[1:])
@@ -112,8 +112,8 @@ def test_a_draw_of_dropout_drops_channels_of_each_level_as_the_whole_network_wou
     first = detector.look(image)
     look = detector.look(image, like=first, flip=flip)
     masks = (torch.rand(4, 32, generator=torch.Generator().manual_seed(7)) < 0.7) / 0.7
-    monkeypatch.setattr(detection_dropout, "dropped", lambda values, rate, seed: values * masks)
-    rows = detector.rows(look, dropout=1)
+    monkeypatch.setattr(detection_dropout, "masks", lambda shape, rate, seeds, device: masks[None])
+    rows = next(detector.draws(look, [1]))
     level = iter(masks)
     drop = detector.module.head.classification_head.conv[-1]
     drop.register_forward_hook(lambda module, x, out: out * next(level)[:, None, None])
@@ -127,7 +127,7 @@ def test_draws_of_dropout_surround_the_plain_pass(network: str) -> None:
     detector, _ = lively(network, 3)
     look = detector.look(torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(5)) * 255)
     plain = detector.rows(look).probs
-    draws = torch.stack([detector.rows(look, dropout=k).probs for k in range(60)])
+    draws = torch.stack([rows.probs for rows in detector.draws(look, range(60))])
     error = (draws.mean(0) - plain).abs().mean()
     assert 0 < error < draws.std(0).mean()
     assert not detector.module.training
@@ -145,7 +145,7 @@ def test_a_tie_of_classes_is_no_spread_of_place() -> None:
     image = torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(3)) * 255
     look = one.look(image)
     plain = one.rows(look)
-    others = [one.rows(look, dropout=k) for k in range(3)]
+    others = list(one.draws(look, range(3)))
     others += [one.rows(one.look(image, like=look, flip=True)), two.rows(two.look(image, like=look))]
     kinds = plain.probs[:, 1:].argmax(1)
     assert len(kinds.unique()) > 1
