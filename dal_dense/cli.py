@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import errno
 import functools
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,14 +37,18 @@ def load_config(argv: Sequence[str], *, prog: str = "train_al.py", description: 
     try:
         for file in _config_files(argv):
             _refuse_repeats(file)
+            _refuse_truth(file)
         values = _parser(prog, description).parse_args(list(argv)).as_dict()
     except ArgumentError as problem:
         raise ConfigError(_one_line(str(problem))) from None
+    except (TypeError, ValueError, RecursionError) as problem:  # of odd YAML, which the parser does not look for
+        raise ConfigError(f"config: cannot be understood ({_first_line(str(problem))}); mend the file") from None
     values.pop("config", None)
     try:
         config = Config.model_validate(values)
     except ValidationError as problem:
-        raise ConfigError("\n".join(_told(e) for e in problem.errors(include_url=False))) from None
+        lines = {_name(e): _told(e) for e in reversed(problem.errors(include_url=False))}  # one of each, the first
+        raise ConfigError("\n".join(reversed(lines.values()))) from None
     missing = list(missing_files(config))
     if missing:
         raise ConfigError("\n".join(missing))
@@ -70,7 +75,7 @@ def _refuse_repeats(file: Path) -> None:
         nodes = [yaml.compose(file.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)]
     except UnicodeDecodeError:
         raise ConfigError(f"config: {file} is not UTF-8 text; save it as such") from None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return  # the parser tells
     seen: set[int] = set()  # an alias is its anchor's very node
     while nodes:
@@ -83,10 +88,39 @@ def _refuse_repeats(file: Path) -> None:
             continue
         keys: set[str] = set()
         for key, value in node.value:
-            if key.value in keys and key.tag != "tag:yaml.org,2002:merge":
+            if str(key.value) in keys and key.tag != "tag:yaml.org,2002:merge":
                 raise ConfigError(f"{file}: {key.value} is set again in line {key.start_mark.line + 1}; keep one")
             keys.add(str(key.value))
             nodes.append(value)
+
+
+def _refuse_truth(file: Path) -> None:
+    """The parser would take `true` for the number 1.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError):
+        return  # the parser tells
+    pending: list[tuple[str, type[BaseModel], Any]] = [("", Config, found)]
+    while pending:
+        prefix, model, values = pending.pop()
+        for name, value in values.items() if isinstance(values, dict) else ():
+            kind = model.model_fields[name].annotation if name in model.model_fields else bool
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                pending.append((f"{prefix}{name}.", kind, value))
+            elif kind is not bool and _holds_truth(value):
+                raise ConfigError(
+                    f"{prefix}{name}: got {value!r}; true, false, yes and no are no values here; quote names"
+                )
+
+
+def _holds_truth(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_truth, (*value.keys(), *value.values())))
+    return any(map(_holds_truth, value)) if isinstance(value, list) else isinstance(value, bool)
 
 
 @functools.cache  # building it takes longer than all that it does
@@ -100,32 +134,64 @@ def _parser(prog: str, description: str) -> ArgumentParser:
 def missing_files(config: Config) -> Iterator[str]:
     """One line for each path that the settings name and that is not there."""
     root = config.data_root
-    if not root.is_dir():
+    if not _is(root, "folder"):
         yield f"data_root: no folder at {root}; give the folder that holds the data (--data_root PATH)"
         return
     data = config.data
-    listing = data.listing or ("dataset.json" if data.format in ("msd", "nnunet") else None)
-    if data.format == "coco" and listing is None:
-        yield "data.listing: null; format coco needs the json file, relative to data_root (--data.listing FILE)"
     for name in ("weights", "config_file"):
         file = getattr(config.task.detection, name)
-        if config.task.name != "monai_segmentation" and file is not None and not Path(file).is_file():
+        if config.task.name != "monai_segmentation" and file is not None and not _is(Path(file), "file"):
             yield f"task.detection.{name}: no file at {file}; give the path of one, or leave the setting out"
-    named = {"data.listing": listing, "data.split_file": data.split_file, "data.group_table": data.group_table}
+    files: dict[str, str | None] = {"split_file": data.split_file, "group_table": data.group_table}
+    folders: dict[str, str | None] = {}
+    if data.format in ("msd", "nnunet", "coco"):
+        files["listing"] = data.listing or "dataset.json"
+    if data.format == "coco":
+        files["test_listing"] = data.test_listing
     if data.format in ("folder", "coco", "dicom"):
-        named["data.images"] = data.images
-    if data.format == "folder":
-        named["data.masks"] = data.masks
-    for field, value in named.items():
-        if value is not None and not (root / value).exists():
-            yield f"{field}: {value} is not in {root}; correct the path, which is relative to data_root"
+        folders["images"] = data.images
+    knows = config.annotator.name == "oracle" or config.annotator.initial_masks not in ("none", ())
+    if data.format == "folder" or (data.format == "dicom" and knows):
+        folders["masks"] = data.masks
+    for kind, named in (("file", files), ("folder", folders)):
+        for field, value in named.items():
+            if value is not None and not _is(root / value, kind):
+                fact = f"is no {kind}" if _is(root / value, "any") else f"is not in {root}"
+                yield f"data.{field}: {value} {fact}; correct the path, which is relative to data_root"
     run = config.run_dir
-    if run.exists() and not run.is_dir():
-        yield f"run_dir: {run} is a file; give a folder (--run_dir PATH)"
+    if not _can_be_a_folder(run):
+        yield f"run_dir: {run} is a file, or lies under one, or cannot be a path; give a folder (--run_dir PATH)"
+
+
+def _is(path: Path, kind: str) -> bool:
+    """Is there such a file, folder or either? What the system refuses as a path is none."""
+    try:
+        return {"file": path.is_file, "folder": path.is_dir, "any": path.exists}[kind]()
+    except (OSError, ValueError):
+        return False
+
+
+def _can_be_a_folder(path: Path) -> bool:
+    try:
+        return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists()).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def _first_line(text: str) -> str:
+    return next(iter(text.splitlines()), "").strip()
 
 
 def _one_line(text: str) -> str:
     """The parser's words as `field: fact; what to do`."""
+    lacking = re.search(r"argument --([\w.]+): expected one argument", text)
+    if lacking:
+        return f"{lacking[1]}: no value given; write --{lacking[1]} VALUE"
+    stray = re.search(r"unrecognized arguments: ([^-].*)", text)
+    if stray:
+        return f"{stray[1]}: no setting; write --any.key value"
+    if "Path is not a file" in text:
+        return f"config: {text.rsplit(': ', 1)[1]} is no file; give the path of a YAML file (see configs/)"
     unknown = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text)
     if unknown:
         return _unknown(f"{unknown[1]}.{unknown[2].removeprefix(unknown[1] + '.')}")
@@ -148,7 +214,11 @@ def _one_line(text: str) -> str:
     key = re.search(r'Parser key "([\w.]+)":?', text)
     if key and "File does not exist" in text:
         return f"{key[1]}: {text.split(': ', 1)[1]}; give the path of a YAML file (see configs/)"
-    value = re.search(r"Got value: (.*)", text, re.S)
+    value = re.search(r"Got value: ([^\n]*)", text)
+    if key and "<class 'NoneType'>" in text:
+        given = re.search(r"Given value: ([^\n]*)\Z", text.strip())
+        got = f"got {given[1]!r}; " if given else ""
+        return f"{key[1]}: {got}expected {_kind(key[1])} or null; correct it, or see --help"
     wanted = re.search(
         r"(Input should be [^\[]*|String should match [^\[]*|(?:Tuple|List) should have [^\[]*|Expected an? [^\n]*)",
         text.split("Got value")[0],
@@ -173,7 +243,24 @@ def _one_line(text: str) -> str:
     if "Problems parsing config" in text:
         fact = " ".join(text.split(": ", 1)[1].split()).replace('in "<unicode string>", ', "in ")
         return f"config: not valid YAML: {fact}; mend the file"
-    return " ".join(text.split())
+    fact = " ".join(text.split())
+    if key:
+        return f"{key[1]}: {fact.removeprefix(key[0]).strip()}; correct it, or see --help"
+    return f"config: {fact.rstrip('.')}; correct it, or see --help"
+
+
+def _kind(name: str) -> str:
+    """What a setting that may be null is otherwise, in words."""
+    model: Any = Config
+    *groups, last = name.split(".")
+    for group in groups:
+        model = model.model_fields[group].annotation
+    kind = str(model.model_fields[last].annotation)
+    if "dict" in kind:
+        return "pairs in braces, as in {0: background, 1: liver}"
+    if "tuple" in kind:
+        return f"{kind.count(',') + 1} numbers in brackets"
+    return next((word for name, word in TYPES.items() if name in kind), "a value")
 
 
 def _unknown(name: str) -> str:
@@ -190,11 +277,19 @@ def setting_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from setting_names(field.annotation, f"{prefix}{name}.")
 
 
+def _name(mistake: Mapping[str, Any]) -> str:
+    """The setting; what pydantic says beyond it is which of several types did not fit, or a place in a list."""
+    names = itertools.takewhile(lambda part: str(part).isidentifier(), mistake["loc"])
+    return ".".join(map(str, names)) or "config"
+
+
 def _told(mistake: Mapping[str, Any]) -> str:
     """One mistake that pydantic found, as it describes it; a rule of ours names the value itself."""
-    name, fact = ".".join(map(str, mistake["loc"])) or "config", _plain(mistake["msg"])
+    name, fact = _name(mistake), _plain(mistake["msg"])
     if mistake["type"] == "value_error":
         return f"{name}: {fact}"
+    if mistake["type"] == "model_type":
+        return f"{name}: got {mistake['input']!r}; expected settings of its own below it; see --help"
     return f"{name}: got {mistake['input']!r}; {fact}; correct it, or see --help"
 
 

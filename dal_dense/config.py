@@ -6,10 +6,11 @@ heavy is imported. `build.py` is the one place where the names here become objec
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dal_dense.config_data import DataConfig as DataConfig
 from dal_dense.config_task import DetectionConfig as DetectionConfig
@@ -40,6 +41,7 @@ class QueryConfig(Settings):
     per_image: int = Field(
         default=12,
         ge=1,
+        le=1_000_000,
         description="candidates kept an image and size; but for kind box, as many again by class quota, and as many "
         "drawn blindly",
     )
@@ -170,11 +172,9 @@ class Config(Settings):
 
     run_dir: Path = Field(description="folder of the run: ledger, weights, batches, report")
     data_root: Path = Field(description="folder that holds the data")
-    seed: int = Field(default=0, ge=0, description="everything random comes from it")
-    device: str = Field(
-        default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto, cpu, cuda, cuda:1, mps"
-    )
-    threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null: its own choice")
+    seed: int = Field(default=0, ge=0, le=2**63 - 1, description="everything random comes from it")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
+    threads: int | None = Field(default=None, ge=1, le=1024, description="CPU threads of torch; null: its own choice")
     data: DataConfig = Field(description="pool")
     task: TaskConfig = Field(default_factory=TaskConfig, description="task adapter")
     uncertainty: UncertaintyConfig = Field(default_factory=UncertaintyConfig, description="uncertainty")
@@ -183,6 +183,13 @@ class Config(Settings):
     budget: BudgetConfig = Field(default_factory=BudgetConfig, description="budget")
     strategy: StrategyConfig = Field(default_factory=StrategyConfig, description="acquisition")
     annotator: AnnotatorConfig = Field(default_factory=AnnotatorConfig, description="annotator")
+
+    @field_validator("device")
+    @classmethod
+    def _a_device(cls, text: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", text):
+            raise ValueError(f"{text!r} is no device; use auto, cpu, cuda, cuda:1 (or another number) or mps")
+        return text
 
     @model_validator(mode="after")
     def _possible(self) -> Config:
@@ -213,9 +220,20 @@ class Config(Settings):
 
     def _check_data(self) -> None:
         data, root = self.data, self.data_root
-        if data.format == "folder" and data.masks is None and self.annotator.name == "oracle":
+        if data.format in ("folder", "dicom") and data.masks is None:
+            if self.annotator.name == "oracle":
+                raise ValueError(
+                    "annotator.name oracle answers from masks, but data.masks is null; name the folder or use people"
+                )
+            if self.annotator.initial_masks not in ("none", ()):
+                raise ValueError(
+                    "annotator.initial_masks names masks, but data.masks is null; name the folder, or set it to none"
+                )
+        axes = {"coco": 2, "dicom": 3}.get(data.format, len(self.task.train.patch))
+        if len(self.task.train.patch) != axes:
             raise ValueError(
-                "annotator.name oracle answers from masks, but data.masks is null; name the folder or use people"
+                f"task.train.patch {list(self.task.train.patch)}: data.format {data.format} holds "
+                f"{'volumes' if axes == 3 else 'frames'}; give {axes} numbers"
             )
         one_folder = data.masks is not None and (root / data.masks).resolve() == (root / data.images).resolve()
         if data.format == "folder" and one_folder and not data.mask_suffix:
@@ -263,6 +281,12 @@ class Config(Settings):
             raise ValueError("strategy.name ppal compares detected objects and needs a detection task; use hybrid")
         if self.uncertainty.score in ("spread", "inconsistency", "difficulty_entropy"):
             raise ValueError(f"uncertainty.score {self.uncertainty.score} is for detection; use predictive_entropy")
+        alone = self.uncertainty.draws == "single" or self.uncertainty.count < 2
+        if self.uncertainty.score == "mutual_information" and alone:
+            raise ValueError(
+                "uncertainty.score mutual_information compares draws; set uncertainty.draws to mc_dropout, flips, "
+                "ensemble or checkpoints, and uncertainty.count to 2 or more"
+            )
 
     def _check_detection(self) -> None:
         if self.data.format != "coco":

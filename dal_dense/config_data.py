@@ -101,6 +101,14 @@ class DataConfig(Settings):
                 raise ValueError(f"{' and '.join(named)} are set, but one of them is enough; keep one")
         if self.format == "coco" and self.listing is None:
             raise ValueError("listing is null, and format coco needs the json file, relative to data_root")
+        for name in ("group_field", "time_field"):
+            if getattr(self, name) is not None and self.format not in ("coco", "msd"):
+                raise ValueError(
+                    f"{name} {getattr(self, name)} is a field of a coco or msd listing, and format is {self.format}; "
+                    f"use {name.replace('field', 'pattern')}"
+                )
+        if self.format in ("folder", "dicom") and not self.classes:
+            raise ValueError("classes is null, and folders do not name them; give label values and names")
         if self.train == self.test:
             raise ValueError(f"train and test are both {self.train!r}; what measures the model must not train it")
         fault = None if self.classes is None else class_fault(self.classes, self.ignore_index, self.format == "coco")

@@ -93,8 +93,23 @@ def value_cases(good: list[str]) -> dict[str, Case]:
         "a list of classes": ("data.classes=[a, b]", "data.classes: got ", "in braces, as in {0: background"),
         "a voxel of no size": ("task.spacing=[2, 2, 0]", "task: spacing [2.0, 2.0, 0.0]", "must be above 0"),
         "sizes of other axes": ("query.sizes=[[4, 4]]", "config: query.sizes has [2] numbers", "both need 3"),
-        "unknown device": ("device=gpu", "device: ", "cpu|cuda"),
+        "unknown device": ("device=gpu", "device: 'gpu' is no device", "use auto, cpu, cuda"),
         "missing listing": ("data.listing=other.json", "data.listing: other.json is not in", "correct the path"),
+        "a folder for a file": ("data.split_file=.", "data.split_file: . is no file", "correct the path"),
+        "a file for a folder": ("data.listing=dataset.json/x", "data.listing: dataset.json/x is not in", "correct"),
+        "no number that may be null": ("query.scan_images=1e3", "query.scan_images: got '1e3'", "whole number or null"),
+        "names before values": (
+            "data.classes={a: 0, b: 1}",
+            "data.classes: got \"{'a': 0",
+            "{0: background, 1: liver}",
+        ),
+        "a path too long": (f"run_dir={'x' * 300}", "run_dir: xxx", "give a folder"),
+        "a seed too large": ("seed=9223372036854775808", "seed: got ", "less than or equal to 9223372036854775807"),
+        "one draw to compare": (
+            "uncertainty.score=mutual_information",
+            "config: uncertainty.score mutual",
+            "2 or more",
+        ),
         "missing table": ("data.group_table=g.csv", "data.group_table: g.csv is not in", "correct the path"),
         "a list for a list of lists": ("query.sizes=[4, 4, 4]", "query.sizes: got ", "[[64, 64, 48]]"),
         "unknown key": ("budget.round=3", "budget.round: no such setting", "did you mean budget.rounds?"),
@@ -127,6 +142,16 @@ def file_cases(folder: Path, where: str) -> dict[str, Case]:
         ),
         "wrong type in a file": (where + "budget: {rounds: soon}\n", "budget.rounds: got 'soon'", "see --help"),
         "broken file": ("run_dir: [\n", "config: not valid YAML", "mend the file"),
+        "true for a number": (where + "seed: true\n", "seed: got True; true", "quote names"),
+        "true for a name": (
+            where + "task: {train: {lr: 0.1, flip_axes: [yes]}}\n",
+            "task.train.flip_axes: got",
+            "quote",
+        ),
+        "a list for a key": ("? [a, b]\n: 1\n", "config: not valid YAML: ", "mend the file"),
+        "no whole number": (where + "query: {stride: !!int x}\n", "config: cannot be understood", "mend the file"),
+        "a number for a key": (where + "1: 2\n", "config: Key must be a string", "correct it"),
+        "a number for a group": (where + "budget: 600\n", "budget: got 600", "settings of its own below it"),
         "nothing in a file": ("# soon\n", "config: holds no settings", "configs/"),
         "twice in a file": ("budget:\n  rounds: 2\n  rounds: 3\n", "FILE: rounds is set again in line 3", "keep one"),
         "twice in a line": ("budget: {rounds: 2, rounds: 3}\n", "FILE: rounds is set again in line 1", "keep one"),
@@ -148,7 +173,8 @@ def setting_cases(folder: Path) -> dict[str, Case]:
     good = settings(root, run_dir)
     bare = [a for a in good if not a.startswith("--run_dir")]
     boxes = (
-        "task.name=torchvision_detection task.network.name=fcos task.metric=ap50 task.intensity.kind=rgb "
+        "task.train.patch=[64,64] query.sizes=[[8,8]] task.name=torchvision_detection task.network.name=fcos "
+        "task.metric=ap50 task.intensity.kind=rgb "
         "uncertainty.draws=single query.kind=image costs.preset=box_clicks data.format=coco "
         "data.listing=dataset.json data.images=. task.detection.weights=none.pth"
     )
@@ -182,6 +208,9 @@ def setting_cases(folder: Path) -> dict[str, Case]:
                 "data: group_field and group_pattern are set",
                 "keep one",
             ),
+            "a folder of settings": ([f"--config={folder}"], "config: ", "give the path of a YAML file"),
+            "no value": ([*good, "--query.stride"], "query.stride: no value given", "--query.stride VALUE"),
+            "a stray word": ([*good, "soon"], "soon: no setting", "--any.key value"),
             "slices of frames": (
                 [*good, "--task.train.patch=[8, 8]", "--query.kind=slice"],
                 "config: query.kind slice needs volumes",

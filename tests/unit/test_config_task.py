@@ -60,7 +60,7 @@ def test_segmentation_as_it_should_be() -> None:
         ({"task": {"network": {"name": "unet"}}}, "unet is not for torchvision_detection; use faster_rcnn, retinanet"),
         ({"task": {"metric": "dice"}}, "metric dice does not fit torchvision_detection; use ap50 or ap"),
         ({"costs": {"preset": "ct_contour"}}, "ct_contour is not for torchvision_detection; use box_clicks or box_dr"),
-        ({"data": {"format": "folder"}}, "data.format must be coco for detection"),
+        ({"data": {"format": "msd"}}, "data.format must be coco for detection"),
         ({"query": {"kind": "slice"}}, "query.kind slice needs volumes; use crop, image or box"),
         ({"uncertainty": {"score": "spread"}}, "spread compares draws, but uncertainty.draws is single"),
         ({"uncertainty": {"score": "spread", "draws": "ensemble", "count": 1}}, "spread needs uncertainty.count of at"),
@@ -145,9 +145,40 @@ def test_detection_settings_that_do() -> None:
         ({"data": {"classes": {0: "road", 1: "car"}, "ignore_index": 1}}, "ignore_index 1 is the class 'car' too"),
         ({"data": {"group_field": "a", "group_pattern": "(b)", "group_table": "c"}}, "but one of them is enough; keep"),
         ({"data": {"time_field": "a", "time_pattern": "(b)"}}, "time_field and time_pattern are set"),
+        ({"data": {"format": "folder"}}, "classes is null, and folders do not name them"),
+        (
+            {"data": {"format": "folder", "classes": {0: "a", 1: "b"}, "group_field": "drive"}},
+            "group_field drive is a field of a coco or msd listing, and format is folder; use group_pattern",
+        ),
+        ({"data": {"format": "nnunet", "time_field": "t"}}, "time_field t is .* use time_pattern"),
+        (
+            {"data": {"format": "dicom", "classes": {0: "a", 1: "b"}, "masks": None}},
+            "oracle answers from masks, but data.masks is null",
+        ),
+        (
+            {
+                "data": {"format": "folder", "classes": {0: "a", 1: "b"}, "masks": None},
+                "annotator": {"name": "people", "initial_masks": "all"},
+            },
+            "initial_masks names masks, but data.masks is null",
+        ),
+        (
+            {
+                "data": {"format": "dicom", "classes": {0: "a", 1: "b"}},
+                "task": {"train": {"patch": [32, 32]}},
+                "query": {"sizes": [[8, 8]]},
+            },
+            r"patch \[32, 32\]: data.format dicom holds volumes; give 3 numbers",
+        ),
+        ({"data": {"format": "coco", "listing": "a.json"}}, r"data.format coco holds frames; give 2 numbers"),
+        ({"uncertainty": {"score": "mutual_information"}}, "mutual_information compares draws; set"),
+        (
+            {"uncertainty": {"score": "mutual_information", "draws": "ensemble", "count": 1}},
+            "uncertainty.count to 2 or more",
+        ),
         ({"data": {"test": "train"}}, "train and test are both 'train'; what measures"),
         (
-            {"data": {"format": "folder", "images": "all", "masks": "./all"}},
+            {"data": {"format": "folder", "classes": {0: "a", 1: "b"}, "images": "all", "masks": "./all"}},
             r"data.mask_suffix is needed when images and masks share a folder",
         ),
     ],
