@@ -287,7 +287,10 @@ def _told(mistake: Mapping[str, Any]) -> str:
     """One mistake that pydantic found, as it describes it; a rule of ours names the value itself."""
     name, fact = _name(mistake), _plain(mistake["msg"])
     if mistake["type"] == "value_error":
-        return f"{name}: {fact}"
+        whole = fact if name == "config" else f"{name}.{fact}"  # a rule of a group begins with the setting's own name
+        begins = re.match(r"[\w.]+", whole)
+        setting = begins[0].rstrip(".") if begins else name
+        return whole if setting != name and setting in setting_names(Config) else f"{name}: {fact}"
     if mistake["type"] == "model_type":
         return f"{name}: got {mistake['input']!r}; expected settings of its own below it; see --help"
     return f"{name}: got {mistake['input']!r}; {fact}; correct it, or see --help"

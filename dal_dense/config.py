@@ -219,7 +219,7 @@ class Config(Settings):
         return self
 
     def _check_data(self) -> None:
-        data, root = self.data, self.data_root
+        data = self.data
         if data.format in ("folder", "dicom") and data.masks is None:
             if self.annotator.name == "oracle":
                 raise ValueError(
@@ -234,12 +234,6 @@ class Config(Settings):
             raise ValueError(
                 f"task.train.patch {list(self.task.train.patch)}: data.format {data.format} holds "
                 f"{'volumes' if axes == 3 else 'frames'}; give {axes} numbers"
-            )
-        one_folder = data.masks is not None and (root / data.masks).resolve() == (root / data.images).resolve()
-        if data.format == "folder" and one_folder and not data.mask_suffix:
-            raise ValueError(
-                f"data.mask_suffix is needed when images and masks share a folder ({data.masks}); give the end of "
-                "masks' names"
             )
         if self.query.min_gap is not None and data.time_field is None and data.time_pattern is None:
             raise ValueError("query.min_gap needs to know times; set data.time_field or data.time_pattern")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from os.path import normpath
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -109,8 +110,12 @@ class DataConfig(Settings):
                 )
         if self.format in ("folder", "dicom") and not self.classes:
             raise ValueError("classes is null, and folders do not name them; give label values and names")
-        if self.train == self.test:
-            raise ValueError(f"train and test are both {self.train!r}; what measures the model must not train it")
+        shared = self.masks is not None and normpath(self.masks) == normpath(self.images)
+        if self.format == "folder" and shared and not self.mask_suffix:
+            raise ValueError(
+                f"mask_suffix is needed when images and masks share a folder ({self.masks}); "
+                "give the end of masks' names"
+            )
         fault = None if self.classes is None else class_fault(self.classes, self.ignore_index, self.format == "coco")
         if fault is not None:
             raise ValueError(fault)
@@ -131,5 +136,5 @@ def class_fault(labels: Mapping[int, str], ignored: int | None, coco: bool) -> s
     if coco and labels.get(0) != "background":
         names.add("background")
     if not 2 <= len(names) <= MOST_CLASSES:
-        return f"classes: {len(names)} named; between 2 and {MOST_CLASSES} can be told apart"
+        return f"classes: {len(names)} named, with the background; name between 2 and {MOST_CLASSES}"
     return None

@@ -170,17 +170,6 @@ class DetectionConfig(Settings):
             raise ValueError(f"anchor_sizes {list(sizes)} must be above 0 and ascend")
         return self
 
-    @model_validator(mode="after")
-    def _buildable(self) -> DetectionConfig:
-        file = self.config_file
-        if file is not None and not file.endswith((".yaml", ".yml", ".py")):
-            raise ValueError(f"config_file {file} is no config; expected a .yaml (CfgNode) or .py (LazyConfig)")
-        if self.norm == "frozen" and self.weights is None and file is None:
-            raise ValueError(
-                "norm frozen keeps the statistics of a trained trunk, but weights is null; name a file, or use group"
-            )
-        return self
-
     def finest_level(self, network: str) -> int:
         """The finest features have the stride 2**level: of a one-stage network nearest to a quarter of an anchor."""
         return 2 if network == "faster_rcnn" else min(4, max(2, round(log2(self.anchor_sizes[0] / 4))))
@@ -244,7 +233,7 @@ class TaskConfig(Settings):
             mended = [max(2 * factor, round(n / factor) * factor) for n in patch]
             raise ValueError(
                 f"train.patch {list(patch)} does not fit {self.network.name} with {levels} levels: every edge must be "
-                f"a multiple of {factor} and at least {2 * factor}; write {mended}, or take fewer network.channels"
+                f"a multiple of {factor} and at least {2 * factor}; write {mended}, or take fewer task.network.channels"
             )
 
     def _check_detector(self) -> None:
@@ -252,7 +241,7 @@ class TaskConfig(Settings):
         file, weights = detection.config_file, detection.weights or ""
         if self.name == "torchvision_detection" and file is not None:
             raise ValueError(
-                f"detection.config_file {file} is for Detectron2, and name is {self.name}; set name to "
+                f"detection.config_file {file} is for Detectron2, and task.name is {self.name}; set task.name to "
                 "detectron2_detection, or take config_file out"
             )
         if self.name == "detectron2_detection" and weights.endswith((".pkl", ".pickle")):
@@ -261,11 +250,20 @@ class TaskConfig(Settings):
                 f".safetensors or .pth; {CONVERT}"
             )
         if file is not None:
+            if not file.endswith((".yaml", ".yml", ".py")):
+                raise ValueError(
+                    f"detection.config_file {file} is no config; give a .yaml (CfgNode) or .py (LazyConfig)"
+                )
             return
+        if detection.norm == "frozen" and not weights:
+            raise ValueError(
+                "detection.norm frozen keeps the statistics of a trained trunk, but task.detection.weights is null; "
+                "name a file, or use group"
+            )
         if detection.norm == "batch" and self.train.parts > 1:
             raise ValueError(
                 f"train.parts: batch norm keeps running statistics, which {self.train.parts} parts would disagree on; "
-                "set detection.norm to group or frozen, or train.parts to 1"
+                "set task.detection.norm to group or frozen, or task.train.parts to 1"
             )
         levels, most = len(detection.anchor_sizes), 8 - detection.finest_level(self.network.name)
         if not 2 <= levels <= most:

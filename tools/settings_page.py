@@ -19,7 +19,7 @@ from dal_dense.config import Config
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 HEAD = """\
-<!-- made by tools/settings_page.py; change the descriptions in dal_dense/config.py -->
+<!-- made by tools/settings_page.py; change the descriptions in dal_dense/config*.py -->
 # Settings
 
 A config is a YAML file with these keys, nested at the dots. Any of them can be given on the command line too, where

@@ -20,8 +20,7 @@ def listing(data: DataConfig, root: Path) -> Listing:
     Raises:
         DataError: if the json is no COCO, or its parts do not fit each other.
     """
-    assert data.listing is not None, "DataConfig asks for one"
-    first = _one(data, root, root / data.listing, None if data.test_listing is None else data.train)
+    first = _one(data, root, root / str(data.listing), None if data.test_listing is None else data.train)
     if data.test_listing is None:
         return first
     second = _one(data, root, root / data.test_listing, data.test)

@@ -123,7 +123,7 @@ class Detector(Protocol):
 
         Args:
             look: of this very detector.
-            seeds: one a draw, which depends on nothing else.
+            seeds: one a draw, which depends on nothing else but for rounding.
         """
         ...
 

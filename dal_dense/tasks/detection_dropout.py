@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as nnf
 
-AT_ONCE = 1 << 22
-"""Numbers that are worked on together: small networks take all draws in one go, large ones need no more memory."""
+AT_ONCE = 1 << 24
+"""Numbers that are worked on together, 64 MiB: small networks take all draws in one go, large ones a few."""
 
 
 def masks(shape: tuple[int, ...], rate: float, seeds: Sequence[int], device: torch.device) -> Float[Tensor, "T *shape"]:
@@ -21,7 +21,7 @@ def masks(shape: tuple[int, ...], rate: float, seeds: Sequence[int], device: tor
     (consistent dropout; Kirsch, van Amersfoort & Gal 2019).
     """
     drawn = [torch.rand(shape, generator=torch.Generator(device).manual_seed(s), device=device) for s in seeds]
-    return torch.stack(drawn).add_(1 - rate).floor_().div_(1 - rate)
+    return (torch.stack(drawn) >= rate).float().div_(1 - rate)
 
 
 def together(seeds: Sequence[int], numbers: int) -> Iterator[Sequence[int]]:
@@ -67,7 +67,7 @@ class LastLayer:
     def logits(self, rate: float, seeds: Sequence[int]) -> Float[Tensor, "T R K"]:
         """Draws of dropout, in float32: whole channels of a level are dropped, as in training.
 
-        What each channel adds to a row's logits is found once; a draw only weighs and sums these.
+        What each channel adds to a row's logits is found once for all of them; a draw only weighs and sums these.
         """
         channels, classes = self.patches.shape[1], self.weight.shape[1]
         drawn = masks((len(self.per_level), channels), rate, seeds, self.patches.device)

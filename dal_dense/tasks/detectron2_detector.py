@@ -98,16 +98,16 @@ class Detectron2Detector:
 
     def rows(self, look: Look) -> Rows:
         """The rows of a look."""
-        rows_of.last_layer(self._module)[0].eval()  # all that is called
         if isinstance(look, rows_of.RcnnLook):
+            rows_of.last_layer(self._module)[0].eval()  # all that is called
             return rows_of.rcnn_rows(self._module, look, look.hidden[None])[0]
         own = _own(look)
         return rows_of.one_stage_rows(own, own.logits[None])[0]
 
     def draws(self, look: Look, seeds: Sequence[int]) -> Iterator[Rows]:
         """The rows of a look, once a draw of last-layer dropout."""
-        rows_of.last_layer(self._module)[0].eval()  # whose own dropout is for training
         if isinstance(look, rows_of.RcnnLook):
+            rows_of.last_layer(self._module)[0].eval()  # whose own dropout is for training
             yield from rows_of.rcnn_draws(self._module, look, self._dropout, seeds)
         else:
             yield from rows_of.one_stage_draws(_own(look), self._dropout, seeds)

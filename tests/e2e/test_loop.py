@@ -228,11 +228,7 @@ def test_kinds_of_regions_in_frames(
 
 def test_slices_of_frames_are_refused(train_al: TrainAl, frames: Path, tmp_path: Path) -> None:
     ended = train_al(frame_settings(frames, tmp_path / "run", query__kind="slice"))
-    assert (
-        ended.status == 2
-        and ended.err.startswith("config: query.kind slice needs volumes")
-        and ended.err.count("\n") == 1
-    )
+    assert ended.status == 2 and ended.err.startswith("query.kind slice needs volumes") and ended.err.count("\n") == 1
 
 
 # the charge

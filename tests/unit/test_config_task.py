@@ -51,6 +51,7 @@ def test_numbers_are_finite(where: tuple[str, str], number: float) -> None:
 def test_segmentation_as_it_should_be() -> None:
     assert made(SEGMENTATION).task.metric == "dice"
     task = {"train": {"patch": [8, 12, 8]}, "network": {"name": "segresnet", "channels": [4, 8, 16]}}
+    task["detection"] = {"norm": "frozen", "config_file": "a.json"}  # which no detector reads
     assert made(SEGMENTATION, task=task).task.train.patch == (8, 12, 8)
 
 
@@ -79,7 +80,10 @@ def test_segmentation_as_it_should_be() -> None:
         ({"annotator": {"accept_iou": 0.3, "fix_iou": 0.5}}, "accept_iou must be at least annotator.fix_iou"),
         ({"query": {"kind": "box", "sizes": [[8, 8, 8]]}}, r"query.sizes has \[3\] numbers a size, .* has 2"),
         ({"uncertainty": {"draws": "flips"}, "task": {"train": {"flip_axes": ["up_down"]}}}, "go left to right; add"),
-        ({"task": {"detection": {"norm": "frozen"}}}, "norm frozen .* but weights is null; name a file, or use group"),
+        (
+            {"task": {"detection": {"norm": "frozen"}}},
+            "norm frozen .*weights is null; name a file, or use group",
+        ),
         ({"task": {"detection": {"norm": "batch"}, "train": {"parts": 2}}}, "2 parts would disagree on; set"),
         ({"task": {"detection": {"anchor_sizes": [16]}}}, "1 sizes make 1 pyramid levels; .* 2 to 6"),
         (
@@ -90,10 +94,13 @@ def test_segmentation_as_it_should_be() -> None:
             {"task": {"detection": {"anchor_sizes": [64, 128, 256, 512, 999]}, "network": {"name": "fcos"}}},
             "5 sizes make 5 pyramid levels; .* 2 to 4",
         ),
-        ({"task": {"detection": {"config_file": "a.yaml"}}}, "a.yaml is for Detectron2.* set name to detectron2_det"),
+        (
+            {"task": {"detection": {"config_file": "a.yaml"}}},
+            "a.yaml is for Detectron2.* set task.name to detectron2_det",
+        ),
         (
             {"task": {"detection": {"config_file": "a.json"}, "name": "detectron2_detection"}},
-            "a.json is no config; expected a .yaml",
+            "a.json is no config; give a .yaml",
         ),
         (
             {"task": {"detection": {"weights": "a.pkl"}, "name": "detectron2_detection"}},
@@ -140,8 +147,8 @@ def test_detection_settings_that_do() -> None:
         ({"task": {"train": {"patch": [32]}}}, r"patch \[32\] needs 2 numbers for frames, 3 for volumes"),
         ({"task": {"network": {"name": "dynunet", "channels": [8, 16]}}}, "are 2 levels, but dynunet needs at least 3"),
         ({"task": {"network": {"name": "segresnet", "channels": [8, 16, 64]}}}, r"doubles .* write \[8, 16, 32\]"),
-        ({"data": {"classes": {0: "only"}}}, "classes: 1 named; between 2 and 254"),
-        ({"data": {"classes": {i: str(i) for i in range(255)}}}, "classes: 255 named; between 2 and 254"),
+        ({"data": {"classes": {0: "only"}}}, "classes: 1 named, .* between 2 and 254"),
+        ({"data": {"classes": {i: str(i) for i in range(255)}}}, "classes: 255 named, .* between 2 and 254"),
         ({"data": {"classes": {0: "road", 1: "car"}, "ignore_index": 1}}, "ignore_index 1 is the class 'car' too"),
         ({"data": {"group_field": "a", "group_pattern": "(b)", "group_table": "c"}}, "but one of them is enough; keep"),
         ({"data": {"time_field": "a", "time_pattern": "(b)"}}, "time_field and time_pattern are set"),
@@ -176,10 +183,9 @@ def test_detection_settings_that_do() -> None:
             {"uncertainty": {"score": "mutual_information", "draws": "ensemble", "count": 1}},
             "uncertainty.count to 2 or more",
         ),
-        ({"data": {"test": "train"}}, "train and test are both 'train'; what measures"),
         (
             {"data": {"format": "folder", "classes": {0: "a", 1: "b"}, "images": "all", "masks": "./all"}},
-            r"data.mask_suffix is needed when images and masks share a folder",
+            r"mask_suffix is needed when images and masks share a folder",
         ),
     ],
 )
