@@ -90,7 +90,7 @@ def test_selection_knows_no_offers() -> None:
 
 
 def test_settings_load_without_torch() -> None:
-    light = {"dal_dense.cli", "dal_dense.config", "dal_dense.config_task", "dal_dense.errors"}
+    light = {f"dal_dense.{name}" for name in ("cli", "config", "config_data", "config_task", "errors")}
     for name in light:
         path = PACKAGE / f"{name.split('.')[1]}.py"
         assert not {m for m in imported(path) if m.split(".")[0] in {"torch", "monai", "numpy"}}

@@ -20,7 +20,10 @@ from dal_dense.tasks.torchvision_detection import TorchvisionDetector
 def adapter(name="retinanet", **detection):
     return Detectron2Detection(
         task=TaskConfig(
-            name="detectron2_detection", network=NetworkConfig(name=name), detection=DetectionConfig(**detection)
+            name="detectron2_detection",
+            metric="ap50",
+            network=NetworkConfig(name=name),
+            detection=DetectionConfig(**detection),
         ),
         uncertainty=UncertaintyConfig(),
         query=QueryConfig(sizes=((24, 32),)),
