@@ -91,7 +91,10 @@ def _uncovered(pred: FramePrediction) -> Float[Tensor, "rows cols"]:
 
 
 def _cores(pred: FramePrediction) -> Regions:
-    """Kept boxes without their outer quarters, at least the pixel of the centre."""
+    """Kept boxes without their outer quarters, at least the pixel of the centre; as they are and in whole pixels."""
     low, high = pred.found.corners[:, :2], pred.found.corners[:, 2:]
     start = torch.minimum((low + EDGE * (high - low)).floor(), torch.tensor(pred.shape, device=low.device) - 1).long()
-    return Regions(start, torch.maximum((high - EDGE * (high - low)).ceil().long(), start + 1))
+    stop = torch.maximum((high - EDGE * (high - low)).ceil().long(), start + 1)
+    asked = pred.pixels()  # a box thinner than a pixel may be rounded to the one beside it
+    edge = (EDGE * (asked.stop - asked.start)).long()
+    return Regions(torch.minimum(start, asked.start + edge), torch.maximum(stop, asked.stop - edge))
