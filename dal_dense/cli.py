@@ -23,6 +23,10 @@ from pydantic import BaseModel, ValidationError
 from dal_dense.config import Config
 from dal_dense.errors import ConfigError, DalDenseError, Stopped
 
+UNREADABLE = (yaml.YAMLError, TypeError, ValueError, RecursionError)
+"""What odd YAML raises."""
+
+PAIRS = "pairs in braces, as in {0: background, 1: liver}"
 LISTS = {"query.sizes": "[[64, 64, 48]]"}
 """How a setting looks that is a list of lists; the others are lists of numbers."""
 
@@ -35,9 +39,8 @@ def load_config(argv: Sequence[str], *, prog: str = "train_al.py", description: 
         SystemExit: after `--help`.
     """
     try:
-        for file in _config_files(argv):
-            _refuse_repeats(file)
-            _refuse_truth(file)
+        for name, value in _given(argv):
+            _refuse_odd(name, value)
         values = _parser(prog, description).parse_args(list(argv)).as_dict()
     except ArgumentError as problem:
         raise ConfigError(_one_line(str(problem))) from None
@@ -55,29 +58,50 @@ def load_config(argv: Sequence[str], *, prog: str = "train_al.py", description: 
     return config
 
 
-def _config_files(argv: Sequence[str]) -> Iterator[Path]:
-    """Those that are there; the parser tells of others."""
+def _given(argv: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Settings by dotted name as they stand in files and arguments; the parser tells of what cannot be read."""
     for i, argument in enumerate(argv):
-        name, equal, value = argument.partition("=")
-        file = Path(value if equal else "".join(argv[i + 1 : i + 2]))
-        with contextlib.suppress(OSError):  # settings in place of a path
-            if name == "--config" and file.is_file():
-                yield file
+        name, equal, text = argument.partition("=")
+        text = text if equal else "".join(argv[i + 1 : i + 2])
+        if name == "--config":
+            with contextlib.suppress(OSError):  # settings in place of a path
+                if Path(text).is_file():
+                    yield from _flat("", _read(Path(text)))
+        elif name.startswith("--"):
+            with contextlib.suppress(*UNREADABLE):
+                yield from _flat(name[2:], yaml.safe_load(text))
 
 
-def _refuse_repeats(file: Path) -> None:
-    """YAML would take the last of two equal keys without a word.
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    kind = _kind(name)
+    if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, BaseModel):
+        for key, inner in value.items():
+            yield from _flat(f"{name}.{key}".lstrip("."), inner)
+    else:
+        yield name, value
+
+
+def _read(file: Path) -> Any:
+    """What a file of settings holds; None if the parser will not take it either.
 
     Raises:
-        ConfigError: naming the key and its line, or a file that is no text.
+        ConfigError: naming a key that is set twice and its line, for YAML would take the last one without a word;
+            or a file that is no text.
     """
     try:
-        nodes = [yaml.compose(file.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)]
+        loader = yaml.SafeLoader(file.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError:
         raise ConfigError(f"config: {file} is not UTF-8 text; save it as such") from None
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return  # the parser tells
-    seen: set[int] = set()  # an alias is its anchor's very node
+    except yaml.YAMLError:
+        return None
+    try:
+        root = loader.get_single_node()
+        values = None if root is None else loader.construct_document(root)
+    except UNREADABLE:
+        return None
+    finally:
+        loader.dispose()
+    nodes, seen = [root], set[int]()  # an alias is its anchor's very node
     while nodes:
         node = nodes.pop()
         if id(node) in seen or not isinstance(node, yaml.CollectionNode):
@@ -92,34 +116,27 @@ def _refuse_repeats(file: Path) -> None:
                 raise ConfigError(f"{file}: {key.value} is set again in line {key.start_mark.line + 1}; keep one")
             keys.add(str(key.value))
             nodes.append(value)
+    return values
 
 
-def _refuse_truth(file: Path) -> None:
-    """The parser would take `true` for the number 1.
+def _refuse_odd(name: str, value: Any) -> None:
+    """The parser would take `true` for the number 1, and the label value 1.7 for 1.
 
     Raises:
         ConfigError: naming the setting.
     """
-    try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, TypeError, ValueError, RecursionError):
-        return  # the parser tells
-    pending: list[tuple[str, type[BaseModel], Any]] = [("", Config, found)]
-    while pending:
-        prefix, model, values = pending.pop()
-        for name, value in values.items() if isinstance(values, dict) else ():
-            kind = model.model_fields[name].annotation if name in model.model_fields else bool
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                pending.append((f"{prefix}{name}.", kind, value))
-            elif kind is not bool and _holds_truth(value):
-                raise ConfigError(
-                    f"{prefix}{name}: got {value!r}; true, false, yes and no are no values here; quote names"
-                )
+    kind = str(_kind(name))
+    if isinstance(value, dict) and "dict" in kind and any(type(key) is not int for key in value):
+        raise ConfigError(f"{name}: got {value!r}; expected {PAIRS}; correct it, or see --help")
+    if re.search(r"\b(int|float)\b", kind) and _holds_truth(value):
+        raise ConfigError(
+            f"{name}: got {value!r}; true, false, yes and no are neither numbers nor names; quote names, or see --help"
+        )
 
 
 def _holds_truth(value: object) -> bool:
     if isinstance(value, dict):
-        return any(map(_holds_truth, (*value.keys(), *value.values())))
+        return any(map(_holds_truth, value.values()))
     return any(map(_holds_truth, value)) if isinstance(value, list) else isinstance(value, bool)
 
 
@@ -184,14 +201,40 @@ def _first_line(text: str) -> str:
 
 def _one_line(text: str) -> str:
     """The parser's words as `field: fact; what to do`."""
+    key = re.search(r'Parser key "([\w.]+)":?', text)
+    told = _no_such_value(text) or _no_such_setting(text) or (key and _wrong_value(key[1], text))
+    if told:
+        return told
+    fact = " ".join(text.split())
+    if "Problems parsing config" in text:
+        fact = fact.split(": ", 1)[1].replace('in "<unicode string>", ', "in ")
+        return f"config: not valid YAML: {fact}; mend the file"
+    if key:
+        return f"{key[1]}: {fact.removeprefix(key[0]).strip()}; correct it, or see --help"
+    return f"config: {fact.rstrip('.')}; correct it, or see --help"
+
+
+def _no_such_value(text: str) -> str | None:
+    """A value, word or file that is not there."""
     lacking = re.search(r"argument --([\w.]+): expected one argument", text)
     if lacking:
         return f"{lacking[1]}: no value given; write --{lacking[1]} VALUE"
+    required = re.search(r"arguments are required: (.+)", text)
+    if required:
+        return f"{required[1]}: not set; set it in the config file or as --{required[1].split(',')[0]} VALUE"
     stray = re.search(r"unrecognized arguments: ([^-].*)", text)
     if stray:
         return f"{stray[1]}: no setting; write --any.key value"
     if "Path is not a file" in text:
         return f"config: {text.rsplit(': ', 1)[1]} is no file; give the path of a YAML file (see configs/)"
+    if "File does not exist" in text:
+        return f"config: {text.split(': ', 1)[1]}; give the path of a YAML file (see configs/)"
+    if text.startswith("Unexpected config:"):
+        return "config: holds no settings; write them as in the files of configs/"
+    return None
+
+
+def _no_such_setting(text: str) -> str | None:
     unknown = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text)
     if unknown:
         return _unknown(f"{unknown[1]}.{unknown[2].removeprefix(unknown[1] + '.')}")
@@ -200,64 +243,56 @@ def _one_line(text: str) -> str:
         r"|Option '([\w.]+)' is not accepted",
         text,
     )
-    if unknown:
-        return _unknown(next(g for g in unknown.groups() if g))
-    required = re.search(r"arguments are required: (.+)", text)
-    if required:
-        return f"{required[1]}: not set; set it in the config file or as --{required[1].split(',')[0]} VALUE"
-    if text.startswith("Unexpected config:"):
-        return "config: holds no settings; write them as in the files of configs/"
-    group = re.search(r'Parser key "([\w.]+)": Unable to load config .([^\s\'"]*)', text)
+    return _unknown(next(g for g in unknown.groups() if g)) if unknown else None
+
+
+def _wrong_value(name: str, text: str) -> str | None:
+    """A value of another type, or out of bounds."""
+    group = re.search(r"Unable to load config .([^\s'\"]*)", text)
     if group:
-        return f"{group[1]}: got {group[2]!r}; expected settings of its own below it; see --help"
+        return f"{name}: got {group[1]!r}; expected settings of its own below it; see --help"
     text = text.replace("typing.Literal", "one of ")
-    key = re.search(r'Parser key "([\w.]+)":?', text)
-    if key and "File does not exist" in text:
-        return f"{key[1]}: {text.split(': ', 1)[1]}; give the path of a YAML file (see configs/)"
     value = re.search(r"Got value: ([^\n]*)", text)
-    if key and "<class 'NoneType'>" in text:
-        given = re.search(r"Given value: ([^\n]*)\Z", text.strip())
+    given = re.search(r"Given value: ([^\n]*)", text)
+    if "<class 'NoneType'>" in text:
+        given = re.search(r"Given value: ([^\n]*)\Z", text.strip())  # of the whole, not of a part of it
         got = f"got {given[1]!r}; " if given else ""
-        return f"{key[1]}: {got}expected {_kind(key[1])} or null; correct it, or see --help"
+        return f"{name}: {got}expected {_in_words(name)} or null; correct it, or see --help"
+    if "<class 'tuple'>" in text and value is None:
+        return f"{name}: got {given[1] if given else '?'!r}; expected a list in brackets, as in [a, b], or see --help"
     wanted = re.search(
         r"(Input should be [^\[]*|String should match [^\[]*|(?:Tuple|List) should have [^\[]*|Expected an? [^\n]*)",
         text.split("Got value")[0],
     )
-    if key and "<class 'tuple'>" in text and value is None:
-        value = re.search(r"Given value: (.*)", text)
-        return f"{key[1]}: got {value[1] if value else '?'!r}; expected a list in brackets, as in [a, b], or see --help"
-    if key and wanted:
-        expected = re.sub(r"Expected an? ", "expected ", wanted[1]).strip().rstrip(".")
-        for name, word in TYPES.items():
-            expected = expected.replace(f"<class '{name}'>", word)
-        count = re.search(r"tuple with (\d+) elements|should have (at least \d+)", expected)
-        if count and key[1] not in LISTS:
-            expected = f"expected {count[1] or count[2]} numbers in brackets"
-        elif count or "tuple" in expected:
-            expected = f"expected a list in brackets, as in {LISTS.get(key[1], '[64, 64, 48]')}"
-        elif "<class 'dict'>" in expected:
-            expected = "expected pairs in braces, as in {0: background, 1: liver}"
-        value = value or re.search(r"Given value: (.*)", text)
-        got = f"got {value[1].strip()!r}; " if value else ""
-        return f"{key[1]}: {got}{_plain(expected)}; correct it, or see --help"
-    if "Problems parsing config" in text:
-        fact = " ".join(text.split(": ", 1)[1].split()).replace('in "<unicode string>", ', "in ")
-        return f"config: not valid YAML: {fact}; mend the file"
-    fact = " ".join(text.split())
-    if key:
-        return f"{key[1]}: {fact.removeprefix(key[0]).strip()}; correct it, or see --help"
-    return f"config: {fact.rstrip('.')}; correct it, or see --help"
+    if wanted is None:
+        return None
+    expected = re.sub(r"Expected an? ", "expected ", wanted[1]).strip().rstrip(".")
+    for kind, word in TYPES.items():
+        expected = expected.replace(f"<class '{kind}'>", word)
+    count = re.search(r"tuple with (\d+) elements|should have (at least \d+)", expected)
+    if count and name not in LISTS:
+        expected = f"expected {count[1] or count[2]} numbers in brackets"
+    elif count or "tuple" in expected:
+        expected = f"expected a list in brackets, as in {LISTS.get(name, '[64, 64, 48]')}"
+    value = value or given
+    got = f"got {value[1].strip()!r}; " if value else ""
+    return f"{name}: {got}{_plain(expected)}; correct it, or see --help"
 
 
-def _kind(name: str) -> str:
-    """What a setting that may be null is otherwise, in words."""
-    model: Any = Config
-    *groups, last = name.split(".")
-    for group in groups:
-        model = model.model_fields[group].annotation
-    kind = str(model.model_fields[last].annotation)
+def _kind(name: str) -> Any:
+    """Type of a setting or group by dotted name, of all settings for ""; None if there is none."""
+    kind: Any = Config
+    for part in name.split(".") if name else ():
+        fields = kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
+        kind = fields[part].annotation if part in fields else None
+    return kind
+
+
+def _in_words(name: str) -> str:
+    """What a setting that may be null is otherwise."""
+    kind = str(_kind(name))
     if "dict" in kind:
-        return "pairs in braces, as in {0: background, 1: liver}"
+        return PAIRS
     if "tuple" in kind:
         return f"{kind.count(',') + 1} numbers in brackets"
     return next((word for name, word in TYPES.items() if name in kind), "a value")

@@ -102,7 +102,7 @@ class TrainConfig(Settings):
         "Leave out any axis that tells classes apart (left from right parotid)",
     )
     rotate_degrees: float = Field(default=10.0, ge=0, description="segmentation: largest random rotation")
-    scale: float = Field(default=0.1, ge=0, lt=1, description="largest random zoom, as a share")
+    scale: float = Field(default=0.1, ge=0, le=0.5, description="largest random zoom, as a share")
     intensity: float = Field(
         default=0.1, ge=0, description="random brightness and contrast, in units of the scaled image"
     )

@@ -98,9 +98,12 @@ def value_cases(good: list[str]) -> dict[str, Case]:
         "a folder for a file": ("data.split_file=.", "data.split_file: . is no file", "correct the path"),
         "a file for a folder": ("data.listing=dataset.json/x", "data.listing: dataset.json/x is not in", "correct"),
         "no number that may be null": ("query.scan_images=1e3", "query.scan_images: got '1e3'", "whole number or null"),
+        "half a label value": ("data.classes={0: a, 1.7: b}", "data.classes: got {0: 'a', 1.7", "{0: background, 1: "),
+        "true for a number": ("seed=true", "seed: got True; true, false", "see --help"),
+        "a zoom beyond sense": ("task.train.scale=0.999", "task.train.scale: got ", "less than or equal to 0.5"),
         "names before values": (
             "data.classes={a: 0, b: 1}",
-            "data.classes: got \"{'a': 0",
+            "data.classes: got {'a': 0",
             "{0: background, 1: liver}",
         ),
         "a path too long": (f"run_dir={'x' * 300}", "run_dir: xxx", "give a folder"),
@@ -120,6 +123,54 @@ def value_cases(good: list[str]) -> dict[str, Case]:
         "negative time": ("budget.seconds_per_round=-5", "budget.seconds_per_round: got '-5'", "greater than 0"),
     }
     return {name: ([*good, f"--{setting}"], fact, remedy) for name, (setting, fact, remedy) in cases.items()}
+
+
+def pair_cases(good: list[str]) -> dict[str, Case]:
+    """Of `setting_cases`: settings that cannot go together."""
+    cases = {
+        "empty window": (
+            "task.intensity.low=100 task.intensity.high=-100",
+            "task.intensity.high (-100) must exceed low (100)",
+            "must exceed",
+        ),
+        "no dropout to draw from": (
+            "uncertainty.draws=mc_dropout task.network.dropout=0",
+            "uncertainty.draws mc_dropout needs task.network.dropout above 0",
+            "raise it or choose other draws",
+        ),
+        "too few levels for dynunet": (
+            "task.network.name=dynunet task.network.channels=[8,16]",
+            "task.network.channels [8, 16] are 2 levels",
+            "add a level",
+        ),
+        "levels that do not double": (
+            "task.network.name=segresnet task.network.channels=[8,12]",
+            "task.network.channels [8, 12] do not suit segresnet",
+            "write [8, 16]",
+        ),
+        "two names for groups": (
+            "data.group_pattern=(a) data.group_field=patient",
+            "data.group_field and group_pattern are set",
+            "keep one",
+        ),
+        "slices of frames": (
+            "task.train.patch=[8,8] query.kind=slice",
+            "query.kind slice needs volumes",
+            "give it 3",
+        ),
+        "missing weights": (
+            "task.train.patch=[64,64] query.sizes=[[8,8]] task.name=torchvision_detection task.network.name=fcos "
+            "task.metric=ap50 task.intensity.kind=rgb uncertainty.draws=single query.kind=image "
+            "costs.preset=box_clicks data.format=coco data.listing=dataset.json data.images=. "
+            "task.detection.weights=none.pth",
+            "task.detection.weights: no file at none.pth",
+            "give the path of one",
+        ),
+    }
+    return {
+        name: ([*good, *(f"--{setting}" for setting in pairs.split())], fact, remedy)
+        for name, (pairs, fact, remedy) in cases.items()
+    }
 
 
 def file_cases(folder: Path, where: str) -> dict[str, Case]:
@@ -142,11 +193,15 @@ def file_cases(folder: Path, where: str) -> dict[str, Case]:
         ),
         "wrong type in a file": (where + "budget: {rounds: soon}\n", "budget.rounds: got 'soon'", "see --help"),
         "broken file": ("run_dir: [\n", "config: not valid YAML", "mend the file"),
-        "true for a number": (where + "seed: true\n", "seed: got True; true", "quote names"),
-        "true for a name": (
-            where + "task: {train: {lr: 0.1, flip_axes: [yes]}}\n",
-            "task.train.flip_axes: got",
-            "quote",
+        "true for a number in a file": (
+            where + "task: {train: {lr: true}}\n",
+            "task.train.lr: got True; true",
+            "see --help",
+        ),
+        "no for a name": (
+            where.replace("{format: msd}", "{format: msd, classes: {0: no, 1: yes}}"),
+            "data.classes: got {0: False, 1: True}; true",
+            "quote names",
         ),
         "a list for a key": ("? [a, b]\n: 1\n", "config: not valid YAML: ", "mend the file"),
         "no whole number": (where + "query: {stride: !!int x}\n", "config: cannot be understood", "mend the file"),
@@ -172,55 +227,15 @@ def setting_cases(folder: Path) -> dict[str, Case]:
     (folder / "file").write_text("")
     good = settings(root, run_dir)
     bare = [a for a in good if not a.startswith("--run_dir")]
-    boxes = (
-        "task.train.patch=[64,64] query.sizes=[[8,8]] task.name=torchvision_detection task.network.name=fcos "
-        "task.metric=ap50 task.intensity.kind=rgb "
-        "uncertainty.draws=single query.kind=image costs.preset=box_clicks data.format=coco "
-        "data.listing=dataset.json data.images=. task.detection.weights=none.pth"
-    )
     where = f"run_dir: {run_dir}\ndata_root: {root}\ndata: {{format: msd}}\n"
     return (
         value_cases(good)
+        | pair_cases(good)
         | file_cases(folder, where)
         | {
-            "empty window": (
-                [*good, "--task.intensity.low=100", "--task.intensity.high=-100"],
-                "task.intensity.high (-100) must exceed low (100)",
-                "must exceed",
-            ),
-            "no dropout to draw from": (
-                [*good, "--uncertainty.draws=mc_dropout", "--task.network.dropout=0"],
-                "uncertainty.draws mc_dropout needs task.network.dropout above 0",
-                "raise it or choose other draws",
-            ),
-            "too few levels for dynunet": (
-                [*good, "--task.network.name=dynunet", "--task.network.channels=[8, 16]"],
-                "task.network.channels [8, 16] are 2 levels",
-                "add a level",
-            ),
-            "levels that do not double": (
-                [*good, "--task.network.name=segresnet", "--task.network.channels=[8, 12]"],
-                "task.network.channels [8, 12] do not suit segresnet",
-                "write [8, 16]",
-            ),
-            "two names for groups": (
-                [*good, "--data.group_pattern=(a)", "--data.group_field=patient"],
-                "data.group_field and group_pattern are set",
-                "keep one",
-            ),
             "a folder of settings": ([f"--config={folder}"], "config: ", "give the path of a YAML file"),
             "no value": ([*good, "--query.stride"], "query.stride: no value given", "--query.stride VALUE"),
             "a stray word": ([*good, "soon"], "soon: no setting", "--any.key value"),
-            "slices of frames": (
-                [*good, "--task.train.patch=[8, 8]", "--query.kind=slice"],
-                "query.kind slice needs volumes",
-                "give it 3",
-            ),
-            "missing weights": (
-                [*good, *(f"--{setting}" for setting in boxes.split())],
-                "task.detection.weights: no file at none.pth",
-                "give the path of one",
-            ),
             "no run_dir": (bare, "run_dir: not set", "--run_dir VALUE"),
             "missing data_root": (
                 [*good, f"--data_root={nowhere}"],
