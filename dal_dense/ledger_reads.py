@@ -32,7 +32,7 @@ def query(select: Select, round: int) -> Query | None:
 def open_regions(select: Select, round: int | None) -> list[QueryRegion]:
     """Asked, and neither answered nor rejected."""
     found = select(
-        f"SELECT {rows.REGION_FIELDS} FROM regions r WHERE (?1 IS NULL OR r.round = ?1) AND {_NOT_ANSWERED} "
+        f"SELECT {rows.REGION_FIELDS} FROM regions r WHERE r.round = IFNULL(?, r.round) AND {_NOT_ANSWERED} "
         "AND NOT EXISTS (SELECT 1 FROM rejections j WHERE j.region_id = r.id) ORDER BY r.round, r.position",
         round,
     )
@@ -43,7 +43,7 @@ def answered(select: Select, path: Path, round: int | None, upto: int | None, ki
     """Answers to a round's query (or all), arrived by the close of `upto` (or ever), of one kind (or any)."""
     found = select(
         f"SELECT {rows.REGION_FIELDS}, a.* FROM answers a JOIN regions r ON r.id = a.region_id "
-        "WHERE (?1 IS NULL OR r.round = ?1) AND (?2 IS NULL OR a.arrived <= ?2) AND (?3 IS NULL OR r.kind = ?3) "
+        "WHERE r.round = IFNULL(?, r.round) AND a.arrived <= IFNULL(?, a.arrived) AND r.kind = IFNULL(?, r.kind) "
         "ORDER BY r.round, r.position",
         round,
         upto,

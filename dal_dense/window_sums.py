@@ -137,7 +137,7 @@ def _divide(sums: Tensor, by: int, out: Tensor) -> None:
     if out.is_cpu:
         np.divide(sums.numpy(), np.float32(by), out=out.numpy())
     else:
-        torch.div(sums, by, out=out)
+        torch.div(sums, torch.full((), by, dtype=sums.dtype, device=sums.device), out=out)  # by a number: times 1 / by
 
 
 def _copy(values: Tensor, out: Tensor) -> None:

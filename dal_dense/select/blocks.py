@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-CELLS = {"cpu": 1 << 20, "gpu": 1 << 26}
+CELLS = {"cpu": 1 << 20, "gpu": 1 << 22}
 """Numbers in a block of rows."""
-SIDE = {"cpu": 1 << 10, "gpu": 1 << 13}
+SIDE = {"cpu": 1 << 10, "gpu": 1 << 11}
 """Rows, and columns, of a block of N x N."""
 
 

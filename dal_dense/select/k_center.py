@@ -3,21 +3,25 @@
 A row's distance to its nearest centre only falls as centres are added, so an old distance is an upper bound, as in
 lazy greedy (Minoux 1978). Only a group of the farthest rows is kept up to date; another row is looked at again when the
 group's best has fallen to its bound. Distances are products of centred features in float32, and what these may be
-wrong by is known; rows that are closer together than that are compared by differences in float64.
+wrong by is known; rows that are closer together than that are compared by differences in float64. On a GPU, where
+float64 is fast and each question that Python waits for costs more than the work, the group's are float64 throughout.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from dal_dense.select.blocks import blocks, middle_of, nearest_product, one_thread, sized, square
 
-GROUP = {"cpu": 1 << 11, "gpu": 1 << 15}
+GROUP = {"cpu": 1 << 11, "gpu": 1 << 14}
 """Rows kept up to date: what a cache holds, and what keeps a GPU busy."""
+EAGER = ("cuda",)
+"""Kinds of devices on which the group's distances are float64 throughout."""
 _UNIT = 2.0**-24
 """Relative rounding of float32."""
 _LARGEST = torch.finfo(torch.float32).max / 4
@@ -38,6 +42,7 @@ class KCenter:
             ValueError: if a feature is not finite, or squared distances of features exceed float32.
         """
         self._rows, self._begun = rows, len(centres) > 0
+        self._eager = rows.device.type in EAGER
         self._middle = middle_of(rows)
         self._norm = torch.cat([square(rows[part] - self._middle) for part in _parts(rows, 1)])
         # |computed - true| of a squared distance is at most this times |x|^2 + distance^2: a product and two norms
@@ -53,17 +58,12 @@ class KCenter:
 
     def next(self, allowed: Bool[Tensor, " N"]) -> tuple[int, float]:
         """The allowed row farthest from its nearest centre, and that distance; of equals the smaller row."""
-        found = self._contenders(allowed)
-        if not len(found):
+        found = self._farthest(allowed)
+        if found is None:
             self._regroup(allowed)
-            found = self._contenders(allowed)
-        group = self._group
-        with one_thread():
-            new = found[group.exact[found].isnan()]
-            for part in blocks(len(new), len(self._centres), new.device):
-                group.exact[new[part]] = self._exact(new[part])
-            best = found[group.exact[found].argmax()]
-            return int(group.rows[best]), float(group.exact[best].sqrt())
+            found = self._farthest(allowed)
+            assert found is not None
+        return found
 
     def add(self, row: int) -> None:
         """Make a row a centre."""
@@ -74,10 +74,30 @@ class KCenter:
         with one_thread():
             self._centres.append(self._rows[row : row + 1])
             group = self._group
+            if group.wide is not None:
+                torch.minimum(group.exact, square(group.wide - self._rows[row].double()), out=group.exact)
+                return
             torch.minimum(group.near, self._nearest(group.features, group.norm, len(self._centres) - 1), out=group.near)
             known = (~group.exact.isnan()).nonzero()[:, 0]
             apart = square(self._rows[group.rows[known]].double() - self._rows[row].double())
             group.exact[known] = torch.minimum(group.exact[known], apart)
+
+    def _farthest(self, allowed: Bool[Tensor, " N"]) -> tuple[int, float] | None:
+        """The farthest row of the group and its distance; None if a row outside may be farther."""
+        group = self._group
+        if not len(group.rows):
+            return None
+        if group.wide is not None:
+            far, place = torch.where(allowed[group.rows], group.exact, -torch.inf).max(0)
+            value, row = torch.stack([far, group.rows[place].double()]).tolist()  # the one wait for the GPU
+            return (int(row), math.sqrt(value)) if value > group.outside else None
+        found = self._contenders(allowed)
+        if not len(found):
+            return None
+        with one_thread():
+            self._settle(group, found[group.exact[found].isnan()])
+            best = found[group.exact[found].argmax()]
+            return int(group.rows[best]), float(group.exact[best].sqrt())
 
     def _start(self, centres: Float[Tensor, "M E"]) -> None:
         """Bounds of all rows from these centres alone."""
@@ -113,8 +133,9 @@ class KCenter:
 
     def _regroup(self, allowed: Bool[Tensor, " N"]) -> None:
         """Gather the farthest rows anew, all of them up to date."""
-        self._bound[self._group.rows] = self._group.near
-        self._seen[self._group.rows] = len(self._centres)
+        group = self._group
+        self._bound[group.rows] = group.near if group.wide is None else group.exact.float()
+        self._seen[group.rows] = len(self._centres)
         size = min(len(allowed), sized(GROUP, allowed.device))
         at_once = size
         while True:
@@ -136,11 +157,19 @@ class KCenter:
         rows = inside.nonzero()[:, 0]
         near = self._bound[rows]
         exact = torch.full_like(near, torch.nan, dtype=torch.float64)
-        return _Group(rows, self._rows[rows] - self._middle, self._norm[rows], near, exact, outside)
+        group = _Group(rows, self._rows[rows] - self._middle, self._norm[rows], near, exact, outside)
+        if self._eager:
+            self._settle(group, torch.arange(len(rows), device=rows.device))
+            group.wide = self._rows[rows].double()
+        return group
 
-    def _exact(self, places: Int[Tensor, " c"]) -> Float[Tensor, " c"]:
+    def _settle(self, group: _Group, places: Int[Tensor, " c"]) -> None:
+        """Work out the exact distance of rows of the group."""
+        for part in blocks(len(places), len(self._centres), places.device):
+            group.exact[places[part]] = self._exact(group, places[part])
+
+    def _exact(self, group: _Group, places: Int[Tensor, " c"]) -> Float[Tensor, " c"]:
         """Squared distance of rows of the group to the nearest centre, by differences in float64."""
-        group = self._group
         raw, (centred, half) = self._centres.raw, self._centres.from_(0)
         apart = group.norm[places, None] + 2 * torch.addmm(half, group.features[places], centred.T, alpha=-1)
         rows = self._rows[group.rows[places]].double()
@@ -163,6 +192,7 @@ class _Group:
         near: squared distance to the nearest centre, as products see it.
         exact: the same in float64; NaN where nobody asked yet.
         outside: least upper bound of all other rows that were allowed.
+        wide: features as they are in float64, where all exact distances are kept up to date and `near` is not.
     """
 
     rows: Int[Tensor, " G"]
@@ -171,6 +201,7 @@ class _Group:
     near: Float[Tensor, " G"]
     exact: Float[Tensor, " G"]
     outside: float
+    wide: Float64[Tensor, "G E"] | None = None
 
 
 class _Centres:

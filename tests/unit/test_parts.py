@@ -133,6 +133,7 @@ def test_each_process_takes_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch)
     if not torch.backends.mps.is_available():
         with pytest.raises(ConfigError, match="device: mps was asked for, but torch sees none"):
             device_of("mps")
+    monkeypatch.setattr(ranks_module.torch.cuda, "is_available", lambda: False)
     assert device_of("auto", 1) == device_of("cpu", 1) == torch.device("cpu")
     with pytest.raises(ConfigError, match="device: mps is one device"):
         device_of("mps", 0)

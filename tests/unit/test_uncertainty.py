@@ -278,6 +278,7 @@ print(worst)
 """
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernel itself runs in the tests marked gpu")
 def test_the_kernel_says_the_same_in_tritons_interpreter() -> None:
     pytest.importorskip("triton")
     assert float(in_a_process_of_its_own(KERNEL, TRITON_INTERPRET="1")) < 1e-6
