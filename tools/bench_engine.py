@@ -3,7 +3,8 @@
 
     python tools/bench_engine.py [--peers] [--device cuda] [--only NAME ...] [--json docs/benchmarks/engine_cpu.json]
 
-Each way runs in a process of its own; with --device cuda those that cannot use a GPU run on the CPU beside it.
+Each way runs in a process of its own; with --device cuda those that cannot use a GPU run on the CPU beside it, unless
+--alone leaves them out. Work that takes too long on a CPU is done on a GPU only.
 Prints a table: seconds, CPU seconds, memory, and each divided by ours; --json FILE also writes the figures, and the
 table beside it as FILE with the suffix .md. The other packages come with `pip install -e '.[peers]'`.
 """
@@ -11,11 +12,13 @@ table beside it as FILE with the suffix .md. The other packages come with `pip i
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import shlex
 import sys
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 
 from rich.console import Console
@@ -34,8 +37,11 @@ def main(argv: list[str]) -> int:
     from engine_bench.case import Case, Measured, in_own_process
     from engine_bench.table import bandwidth, markdown
 
+    from dal_dense.ranks import device_of
+
     given = parse(argv)
     every = cases()
+    device_of(given.device)
     if unknown := [name for name in given.only if name not in every]:
         raise ConfigError(f"--only {unknown[0]}: no such case; there are {', '.join(every)}")
     console = Console(stderr=True)
@@ -43,10 +49,12 @@ def main(argv: list[str]) -> int:
     copied, device = bandwidth(given.device, given.threads)
     for name in given.only or every:
         case, found = every[name], []
-        if given.device != "cpu" and not any(how.cuda for how in case.ways.values()):
+        if not any(how.cpu if given.device == "cpu" else how.cuda for how in case.ways.values()):
             continue
         for way, how in case.ways.items():
-            if how.peer and not given.peers:
+            if (how.peer and not given.peers) or not (
+                how.cpu if given.device == "cpu" else how.cuda or not given.alone
+            ):
                 continue
             if how.missing:
                 found.append(Measured(name, way, error=f"{how.needs} is not installed"))
@@ -59,6 +67,7 @@ def main(argv: list[str]) -> int:
         "command": f"`python tools/bench_engine.py {shlex.join(argv)}`",
         "device": device,
         **machine(),
+        **(peers() if given.peers else {}),
         "threads": str(given.threads),
         "copy bandwidth": f"{copied / 1e9:.1f} GB/s (read and write, measured in this run)",
     }
@@ -71,12 +80,22 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def peers() -> dict[str, str]:
+    """Versions of the other packages that are installed."""
+    found = {}
+    for name in ("apricot-select", "baal", "lightly-mundig", "scikit-activeml", "submodlib-py"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
 def parse(argv: list[str]) -> argparse.Namespace:
     """The arguments."""
     shape = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=shape, allow_abbrev=False)
     parser.add_argument("--peers", action="store_true", help="other packages too")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where (cpu)")
+    parser.add_argument("--alone", action="store_true", help="with --device cuda: nothing on the CPU beside it")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these cases only")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (2)")
     parser.add_argument("--limit", type=float, default=900, help="seconds a way may take, its inputs included (900)")

@@ -6,7 +6,8 @@
 
 Runs the loop of tools/train_al.py in a temporary folder, with the rounds of the config. A forward pass is the time
 within a call of a network outside the fit, for segmentation with its windows and their blending; reading and
-resampling of images, uncertainty, offers, selection, metrics, pictures, the ledger and the report are the rest.
+resampling of images, uncertainty, offers, selection, metrics, pictures, the ledger and the report are the rest, as
+far as they are not done by another thread while a network is at work.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import datetime
 import shlex
 import sys
 import tempfile
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -37,6 +39,7 @@ class Clock:
         self.whole: dict[tuple[int, str], float] = defaultdict(float)
         self.forward: dict[tuple[int, str], float] = defaultdict(float)
         self._now: tuple[int, str] | None = None
+        self._lock = threading.Lock()  # two threads look at the pool
         self._depth, self._began = 0, 0.0
 
     def watch(self, name: str, step: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,14 +76,16 @@ class Clock:
         monai_infer.pass_logits = timed
 
     def _enter(self, *_: object) -> None:
-        if self._depth == 0:
-            self._began = time.perf_counter()
-        self._depth += 1
+        with self._lock:
+            if self._depth == 0:
+                self._began = _idle()
+            self._depth += 1
 
     def _leave(self, *_: object) -> None:
-        self._depth -= 1
-        if self._depth == 0 and self._now is not None:
-            self.forward[self._now] += time.perf_counter() - self._began
+        with self._lock:
+            self._depth -= 1
+            if self._depth == 0 and self._now is not None:
+                self.forward[self._now] += _idle() - self._began
 
     def table(self) -> list[str]:
         """A row a round: each step's seconds, and the share of what is neither fit nor forward."""
@@ -103,6 +108,15 @@ class Clock:
         return [*lines, "", f"Seconds. Goal: at most {GOAL:.0f} %. Round 0 asks without a model."]
 
 
+def _idle() -> float:
+    """The time once a GPU has done what it was given."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 @report_errors
 def main(argv: list[str]) -> int:
     """Run the loop, print and write the table."""
@@ -113,6 +127,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=None, help="file for the table")
     given, rest = parser.parse_known_args(argv)
 
+    import torch
     from train_al import main as train_al
 
     from dal_dense import rounds
@@ -130,6 +145,7 @@ def main(argv: list[str]) -> int:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": f"`python tools/bench_round.py {shlex.join(argv)}`",
         **machine(),
+        **({"GPU": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
     }
     lines = [f"# Where a round's time goes: {given.config.stem}", "", *(f"- {k}: {v}" for k, v in facts.items()), ""]
     text = "\n".join([*lines, *clock.table(), ""])

@@ -64,6 +64,8 @@ IMAGES = (
     Image("volume 128 x 128 x 96, 14 classes", (128, 128, 96), (64, 64, 96), (16, 32, 64, 128), 1, 14, (32, 32, 16)),
     Image("volume 128 x 128 x 96, 2 classes", (128, 128, 96), (64, 64, 96), (16, 32, 64, 128), 1, 2, (32, 32, 16)),
 )
+LARGE = Image("volume 512 x 512 x 300, 14 classes", (512, 512, 300), (96, 96, 96), (32, 64, 128, 256), 1, 14, (48,) * 3)
+"""For GPUs only: a CPU takes several minutes for one draw."""
 
 
 @report_errors
@@ -73,7 +75,9 @@ def main(argv: list[str]) -> int:
     import torch
 
     from dal_dense.benchmark_runs import machine
+    from dal_dense.ranks import device_of
 
+    device_of(given.device)
     torch.set_num_threads(given.threads)
     facts = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -82,7 +86,8 @@ def main(argv: list[str]) -> int:
         "device": torch.cuda.get_device_name() if given.device == "cuda" else f"cpu, {given.threads} threads",
     }
     unit = "s" if given.device == "cuda" else "CPU s"
-    costs = [image_costs(image, given.device) for image in IMAGES]
+    images = IMAGES if given.device == "cpu" else (*IMAGES, LARGE)
+    costs = [image_costs(image, given.device) for image in images]
     lines = [f"| image | one draw, {unit} | a draw more into the sums, {unit} | maps, {unit} | offers, {unit} | rows |"]
     lines += ["|---|--:|--:|--:|--:|--:|", *(c.line() for c in costs), ""]
     lines += [*bytes_a_row(), ""]
@@ -316,7 +321,7 @@ def fleet(frame: ImageCost, seconds: float, rows: int, device: str) -> list[str]
         f"| rows on offer | frames x {ROWS_A_FRAME} | {offers:,.0f} |",
         f"| storage of the offers, 19 classes, 64 features | rows x {size:.0f} B | {offers * size / 1e9:,.1f} GB |",
         f"| of it read by a ranking | rows x at most {lean:.0f} B | {offers * lean / 1e9:,.1f} GB |",
-        f"| state of the selection | rows x 16 B | {offers * 16 / 1e9:,.1f} GB |",
+        f"| memory while the selection begins | rows x 24 B | {offers * 24 / 1e9:,.1f} GB |",
         f"| selection (per_second, 4 h) | {seconds:.2f} s x rows / {rows:,} "
         f"| {seconds * offers / rows:,.1f} {where} s |",
     ]

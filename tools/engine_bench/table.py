@@ -69,7 +69,7 @@ def _row(m: Measured, ours: Measured, copied: float) -> str:
     times = f"{spent / max(least, 1e-9):.1f}" if known and m is not ours else "1" if m is ours else "–"
     alike = known and m.device == ours.device
     memory = f"{m.memory / max(ours.memory, MIB):.1f}" if alike and m is not ours else "1" if m is ours else "–"
-    share = f"{100 * m.moved / max(m.wall, 1e-9) / copied:.0f} %" if m.moved and m is ours else "–"
+    share = f"{100 * m.moved / max(m.wall, 1e-9) / copied:.0f} %" if m.moved and m.device == ours.device else "–"
     way = m.way if m.device == ours.device else f"{m.way} ({m.device})"
     figures = ", ".join(f"{name} {value:.6g}" for name, value in m.figures.items())
     cost = f"{_seconds(m.wall)} | {_seconds(m.cpu)} | {m.memory / MIB:.0f}"
