@@ -30,6 +30,9 @@ from rich.console import Console
 from dal_dense.cli import load_config, report_errors
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from dal_dense.config import Config
     from dal_dense.pool import Pool
     from dal_dense.tasks.base import LabelledImage
@@ -143,7 +146,7 @@ def crops(config: Config, seeds: Sequence[int], boxes: int) -> list[str]:
     console = Console(stderr=True)
     pool = open_pool(config.data, config.data_root, seed=config.seed, boxes=True)
     found: dict[str, list[float]] = {"whole frames": [], "crops": []}
-    lines = ["| seed | labelled | regions | frames | boxes | AP50 |", "|--:|---|--:|--:|--:|--:|"]
+    lines = ["| seed | labelled | regions | frames | boxes | cut | AP50 |", "|--:|---|--:|--:|--:|--:|--:|"]
     for seed in seeds:
         for kind in found:
             labelled = drawn(config, pool, kind == "crops", boxes, seed)
@@ -155,7 +158,8 @@ def crops(config: Config, seeds: Sequence[int], boxes: int) -> list[str]:
             found[kind].append(value)
             regions = sum(len(k.labels) for k in labelled)
             count = sum(objects(label) for k in labelled for label in k.labels)
-            lines.append(f"| {seed} | {kind} | {regions} | {len(labelled)} | {count} | {value:.3f} |")
+            share = f"{100 * cut(labelled) / count:.0f} %"
+            lines.append(f"| {seed} | {kind} | {regions} | {len(labelled)} | {count} | {share} | {value:.3f} |")
             console.print(lines[-1], highlight=False)
     means = {kind: statistics.mean(values) for kind, values in found.items()}
     share = 100 * means["crops"] / max(means["whole frames"], 1e-9)
@@ -210,11 +214,30 @@ def drawn(config: Config, pool: Pool, as_crops: bool, boxes: int, seed: int) -> 
 
 def objects(table: object) -> int:
     """Objects in a table of boxes."""
+    return len(corners(table))
+
+
+def cut(labelled: Sequence[LabelledImage]) -> int:
+    """Objects that the border of a crop has cut."""
+    from dal_dense.images import read_header
+    from dal_dense.tasks.detection_ground import at_border
+
+    found = 0
+    for known in labelled:
+        shape = read_header(known.record).shape
+        for box, table in zip(known.regions.boxes(), known.labels, strict=True):
+            found += int(at_border(corners(table), box, shape).sum())
+    return found
+
+
+def corners(table: object) -> NDArray[np.float64]:
+    """Of the objects in a table of boxes."""
     import numpy as np
 
     from dal_dense.boxes import OBJECT
 
-    return int((np.asarray(table)[:, 5] == OBJECT).sum())
+    rows = np.asarray(table, np.float64)
+    return rows[rows[:, 5] == OBJECT, :4]
 
 
 if __name__ == "__main__":

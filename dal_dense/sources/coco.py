@@ -20,7 +20,8 @@ def listing(data: DataConfig, root: Path) -> Listing:
     Raises:
         DataError: if the json is no COCO, or its parts do not fit each other.
     """
-    first = _one(data, root, root / str(data.listing), None if data.test_listing is None else data.train)
+    # the config demands a listing of coco; the types know nothing of that
+    first = _one(data, root, root / (data.listing or ""), None if data.test_listing is None else data.train)
     if data.test_listing is None:
         return first
     second = _one(data, root, root / data.test_listing, data.test)

@@ -178,11 +178,17 @@ def _share_on(rects: NDArray[np.float64], region: Box) -> float:
 
 def _seen_beyond(boxes: Boxes, region: Box, shape: Sequence[int]) -> Boxes:
     """The boxes of a region for windows that show more: what its border may have cut is ignored."""
-    edges = np.array([*region[0], *region[1]], np.float64)
-    inner = np.array([region[0][0] > 0, region[0][1] > 0, region[1][0] < shape[0], region[1][1] < shape[1]])
-    touches = ((np.abs(boxes.corners - edges) < 1) & inner).any(1)
+    touches = at_border(boxes.corners, region, shape)
     status = np.where((boxes.status == OBJECT) & touches, IGNORED, boxes.status).astype(np.uint8)
     return Boxes(boxes.corners, boxes.classes, status)
+
+
+def at_border(corners: NDArray[np.float64], region: Box, shape: Sequence[int]) -> NDArray[np.bool_]:
+    """Boxes, all inside a region, that its border may have cut; that of the frame (of this shape) cuts none."""
+    edges = np.array([*region[0], *region[1]], np.float64)
+    inner = np.array([region[0][0] > 0, region[0][1] > 0, region[1][0] < shape[0], region[1][1] < shape[1]])
+    touching: NDArray[np.bool_] = ((np.abs(corners - edges) < 1) & inner).any(1)
+    return touching
 
 
 def _joined(parts: Sequence[Boxes]) -> tuple[Boxes, list[NDArray[np.int64]]]:
