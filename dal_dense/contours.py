@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from dal_dense.pieces import in_groups
 from dal_dense.regions import Regions
 
 IGNORE = 255  # tasks.base.IGNORE; not imported, since costs must not depend on tasks
@@ -73,10 +74,8 @@ def _variation(probs: Tensor, axis: int) -> Tensor:
         rows = probs.detach().float().flatten(axis + 1).flatten(0, axis).numpy()
         step = prod(probs.shape[axis + 2 :])
         return torch.tensor(cv2.norm(rows[:, step:], rows[:, :-step], cv2.NORM_L1) / 2 if rows.shape[1] > step else 0.0)
-    total = torch.zeros((), device=probs.device)
-    for p in probs:
-        total = total + p.float().diff(dim=axis).abs_().sum()
-    return total / 2
+    steps = [p.float().diff(dim=axis + 1).abs_().sum() for p in in_groups(probs)]
+    return torch.stack(steps).sum() / 2
 
 
 def _changes(label: Tensor, axis: int) -> Tensor:

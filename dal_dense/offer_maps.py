@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from dal_dense import candidates, scores, uncertainty
@@ -22,6 +22,7 @@ from dal_dense.costs import CostModel, CostPrior
 from dal_dense.errors import ConfigError, DataError
 from dal_dense.noise import region_keys
 from dal_dense.offers import KINDS, Offers, concat
+from dal_dense.pieces import in_pieces
 from dal_dense.regions import Regions, joined, slices
 
 RANDOM = "random"
@@ -249,14 +250,14 @@ def _figures(pred: DensePrediction, spec: OfferSpec, entropy: Tensor, blank: Off
     boxes, n, device = blank.regions, len(blank), pred.mean.device
     extra = {name: _means(values, boxes) for name, values in pred.maps.items()}
     shares, class_score = torch.empty_like(blank.shares), torch.empty_like(blank.class_score)
-    boundary, objects = torch.empty(n, device=device), torch.empty(n, device=device)
+    boundary, labels = torch.empty(n, device=device), []
     for row, box in enumerate(boxes.boxes()):
         probs = pred.mean[(slice(None), *slices(box))].contiguous()  # one copy for all that looks at it
         shares[row] = scores.means_of(probs)
         class_score[row] = scores.means_of(probs, entropy[slices(box)])
         boundary[row] = contour_length(probs, spec.spacing, spec.axial_axis)
-        label = uncertainty.likeliest(probs).cpu().numpy()
-        objects[row] = object_count(label, spec.axial_axis, spec.background)
+        labels.append(uncertainty.likeliest(probs))
+    objects = _objects(labels, spec).to(device)  # last: a GPU has all its work by then
     area = area_of(boxes, spec.spacing, spec.axial_axis)
     score = extra[spec.score]
     if spec.pooling == "topk":
@@ -274,6 +275,18 @@ def _figures(pred: DensePrediction, spec: OfferSpec, entropy: Tensor, blank: Off
         embedding=_embedding(pred, boxes),
         extra=extra,
     )
+
+
+def _objects(labels: Sequence[Integer[Tensor, "..."]], spec: OfferSpec) -> Float[Tensor, " N"]:
+    """Objects in each box, from its class numbers; on the CPU, by as many threads as torch uses."""
+    count = torch.empty(len(labels))
+
+    def work(rows: Sequence[slice]) -> None:
+        for row in rows:
+            count[row] = object_count(labels[row.start].cpu().numpy(), spec.axial_axis, spec.background)
+
+    in_pieces(len(labels), 1, count.device, work)
+    return count
 
 
 def _means(values: Tensor, boxes: Regions) -> Float[Tensor, " N"]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 ON_CPU = 32_000
@@ -41,6 +42,11 @@ def in_pieces(length: int, step: int, device: torch.device, work: Callable[[Sequ
     run = -(-len(pieces) // (TURNS * threads))
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(work, [pieces[a : a + run] for a in range(0, len(pieces), run)]))
+
+
+def in_groups(maps: Float[Tensor, "maps *grid"]) -> tuple[Float[Tensor, "few *grid"], ...]:
+    """As many maps of one image at a time as make a piece, at least one: few calls on a GPU, and small products."""
+    return torch.split(maps, max(1, voxels_a_piece(maps.device) // max(1, math.prod(maps.shape[1:]))))
 
 
 def empty(shape: Sequence[int], device: torch.device) -> Float32[Tensor, "..."]:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from dal_dense.pieces import in_groups
 from dal_dense.regions import Box, Regions, slices
 from dal_dense.window_sums import means_at
 
@@ -104,9 +105,9 @@ def means_of(maps: Float[Tensor, "maps *box"], weight: Float[Tensor, "*box"] | N
     """Mean of each map, times `weight` where given, over all that there is."""
     if maps.device.type == "cpu":
         return _means_on_cpu(maps, weight)
-    if weight is None:
-        return maps.mean(tuple(range(1, maps.ndim)), dtype=torch.float32)
-    return torch.stack([(values * weight).mean(dtype=torch.float32) for values in maps])
+    axes = tuple(range(1, maps.ndim))
+    some = in_groups(maps)
+    return torch.cat([(m if weight is None else m * weight).mean(axes, dtype=torch.float32) for m in some])
 
 
 def _means_on_cpu(maps: Float[Tensor, "maps *box"], weight: Float[Tensor, "*box"] | None) -> Float32[Tensor, " maps"]:

@@ -17,7 +17,7 @@ from math import prod
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from dal_dense.pieces import empty, in_pieces
@@ -44,6 +44,9 @@ def means_at(
         weight: multiplied in, voxel by voxel, without a product of the image's size.
     """
     length, *rest = values.shape
+    picks = [
+        _pick(n - side + 1, column, values.device) for n, side, column in zip(values.shape, box, columns, strict=True)
+    ]
     maps = [m.detach().float() for m in ([values] if weight is None else [values, weight])]
     across = empty([length, *map(len, columns[1:])], values.device)
     means = empty([*map(len, columns)], values.device)
@@ -55,7 +58,7 @@ def means_at(
     def inner(parts: Sequence[slice]) -> None:
         spare = list(across.new_empty(3, planes * prod(rest)))
         for part in parts:
-            _copy(_inner_sums([m[part] for m in maps], box[1:], columns[1:], spare), across[part])
+            _copy(_inner_sums([m[part] for m in maps], box[1:], picks[1:], spare), across[part])
 
     def outer(parts: Sequence[slice]) -> None:
         spare = list(across.new_empty(3, columns_a_strip * length))
@@ -64,7 +67,7 @@ def means_at(
             flat = spare[2][: length * width]
             _copy(strips[:, part], flat.view(length, width))
             sums = _window_sums(flat, box[0], width, spare).view(-1, width)
-            _divide(_picked(sums, 0, columns[0]), prod(box), filled[:, part])
+            _divide(_picked(sums, 0, picks[0]), prod(box), filled[:, part])
 
     in_pieces(length, planes, values.device, inner)
     in_pieces(strips.shape[1], columns_a_strip, values.device, outer)
@@ -74,7 +77,7 @@ def means_at(
 def _inner_sums(
     slabs: Sequence[Float32[Tensor, "planes *rest"]],
     box: Sequence[int],
-    columns: Sequence[Sequence[int]],
+    picks: Sequence[Int[Tensor, " _"] | None],
     spare: list[Tensor],
 ) -> Float32[Tensor, "planes *positions"]:
     """Sums of the slabs' product over all axes but the first, at the positions wanted."""
@@ -88,8 +91,8 @@ def _inner_sums(
     for side, step in zip(box, steps[1:], strict=True):
         flat = _window_sums(flat, side, step, spare)
     sums = flat.as_strided([planes, *(n - side + 1 for n, side in zip(rest, box, strict=True))], steps)
-    for axis, column in enumerate(columns, start=1):
-        sums = _picked(sums, axis, column)
+    for axis, pick in enumerate(picks, start=1):
+        sums = _picked(sums, axis, pick)
     return sums
 
 
@@ -111,10 +114,13 @@ def _window_sums(flat: Float32[Tensor, " n"], side: int, step: int, spare: list[
     return sums
 
 
-def _picked(sums: Tensor, axis: int, column: Sequence[int]) -> Tensor:
-    if len(column) == sums.shape[axis]:
-        return sums
-    return sums.index_select(axis, torch.tensor(column, device=sums.device))
+def _pick(places: int, column: Sequence[int], device: torch.device) -> Int[Tensor, " _"] | None:
+    """Which of an axis's positions are wanted; None: all."""
+    return None if len(column) == places else torch.tensor(column, device=device)
+
+
+def _picked(sums: Tensor, axis: int, pick: Int[Tensor, " _"] | None) -> Tensor:
+    return sums if pick is None else sums.index_select(axis, pick)
 
 
 def _add(one: Float32[Tensor, " n"], other: Float32[Tensor, " n"], out: Float32[Tensor, " m"]) -> Float32[Tensor, " n"]:
