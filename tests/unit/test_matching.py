@@ -80,6 +80,17 @@ def test_in_blocks_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(matching_distance(parts, 5), whole)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("block", [5, 1 << 13])
+def test_on_a_gpu_it_is_the_same(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(module.BLOCK, "gpu", block)
+    parts = drawn(3, 40, 600, 3, 8)
+    found = matching_distance(parts.to("cuda"), 45)  # the last rows have no objects
+    assert found.is_cuda and torch.equal(found, matching_distance(parts.to("cuda"), 45))
+    torch.testing.assert_close(found.cpu(), matching_distance(parts, 45), atol=1e-5, rtol=0)
+
+
 def test_objects_of_equal_rank_are_not_identical() -> None:
     """The published code sets the similarity of the k-th objects of any two frames to that of an object with itself."""
     first, second = [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]

@@ -267,3 +267,26 @@ def test_free_ground_off_the_tiling_is_found() -> None:
     walls = Regions.of([((0,) * 2, (20, 7)), ((0, 12), (20, 20))], 2)
     found = [len(candidates.random_boxes("a", (20, 20), (5, 5), 3, walls, seed)) for seed in range(20)]
     assert sum(n > 0 for n in found) >= 15
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("pooling", ["mean", "topk"])
+def test_offers_from_maps_on_a_gpu_are_those_of_the_cpu(pooling: str) -> None:
+    pred, spec = prediction(), replace(SPEC, pooling=pooling)
+    assert pred.features is not None
+    maps = {name: values.cuda() for name, values in pred.maps.items()}
+    labelled, blocked = (Regions.of([((z, 0, 0), (z + 3, 4, 5))], 3) for z in (0, 6))
+    here = offers(pred, spec, labelled, blocked)
+    found = offers(DensePrediction(pred.mean.cuda(), maps, pred.features.cuda()), spec, labelled, blocked)
+    assert found.device.type == "cuda" and {v.device.type for v in found.extra.values()} == {"cuda"}
+    there = found.to("cpu")
+    assert len(here) > 2 * SPEC.per_image and list(there.regions.boxes()) == list(here.regions.boxes())
+    for name in ("image", "group", "kind", "key", "labelled"):
+        assert torch.equal(getattr(there, name), getattr(here, name)), name
+    figures = ("score", "class_score", "shares", "boundary", "objects", "area", "seconds", "image_seconds", "embedding")
+    for name in figures:
+        torch.testing.assert_close(
+            getattr(there, name), getattr(here, name), atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    torch.testing.assert_close(there.extra, here.extra, atol=1e-5, rtol=1e-5)

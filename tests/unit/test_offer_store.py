@@ -183,15 +183,14 @@ size = sum(f.stat().st_size for f in folder.iterdir())
 choose = lambda offers: acquire(
     offers, Budget(3600.0, 4, 20), StrategyConfig(name="per_second"), Round(1, 2, 0), quota_classes=(), checked=True)
 choose(store.read()[:1000])  # whatever the first call loads
-offers = store.read()
 resource.setrlimit(resource.RLIMIT_DATA, (held() + bound, resource.RLIM_INFINITY))
-chosen = choose(offers)
+chosen = choose(store.read())
 print(size, len(chosen), chosen.total)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit on private memory is Linux's")
-def test_selection_keeps_within_a_bound_that_its_columns_do_not(tmp_path: Path) -> None:
+def test_reading_and_selection_keep_within_a_bound_that_the_columns_do_not(tmp_path: Path) -> None:
     """The kernel refuses memory beyond the bound, so the process ends badly where it is passed.
 
     24 bytes a row, and what some rows at a time take, which is less than one column more would.

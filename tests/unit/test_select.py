@@ -29,6 +29,7 @@ from dal_dense.select import k_center as center_module
 from dal_dense.select.typiclust import typicality
 
 MEANS = sys.modules["dal_dense.select.k_means"]  # the package's name of it is the function
+TYPICAL = sys.modules["dal_dense.select.typiclust"]
 
 SHAPES = st.tuples(st.integers(0, 10**6), st.integers(2, 40), st.integers(1, 6), st.booleans())
 """Seed, rows, width, and whether the points lie on a small grid, so that copies and ties abound."""
@@ -80,18 +81,23 @@ def farthest_first(x: Tensor, labelled: int, count: int) -> list[int]:
     return rows
 
 
-@given(SHAPES, st.integers(0, 3), st.sampled_from([1, 3, 2048]), st.integers(-3, 3))
-@settings(max_examples=150, deadline=None)
-def test_k_center_is_that_of_float64(shape: tuple[int, int, int, bool], labelled: int, group: int, offset: int) -> None:
+@given(SHAPES, st.integers(0, 3), st.sampled_from([1, 3, 2048]), st.integers(-3, 3), st.sampled_from(["cpu", "cuda"]))
+@settings(max_examples=200, deadline=None)
+def test_k_center_is_that_of_float64(
+    shape: tuple[int, int, int, bool], labelled: int, group: int, offset: int, eager: str
+) -> None:
     x = points(shape) + 100.0 * offset  # an offset costs products their digits unless it is taken away
     labelled = min(labelled, len(x) - 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(center_module.GROUP, "cpu", group)
+        patch.setattr(center_module, "EAGER", (eager,))  # "cpu": as it is done on a GPU
         rows = pick(KCenter(x, x[:labelled]), free(x, labelled), len(x)).tolist()
     assert rows == farthest_first(x, labelled, len(x) - labelled)
 
 
-def test_k_center_with_a_group_that_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("eager", [(), ("cpu",)])
+def test_k_center_with_a_group_that_is_made_anew(eager: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(center_module, "EAGER", eager)
     x = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0))  # so few axes that every pick lowers many
     monkeypatch.setitem(center_module.GROUP, "cpu", 64)
     made, again = 0, KCenter._regroup
@@ -110,7 +116,11 @@ def test_k_center_of_copies_takes_the_first() -> None:
     assert pick(KCenter(torch.ones(3000, 4), torch.zeros(0, 4)), free(torch.ones(3000)), 4).tolist() == [0, 1, 2, 3]
 
 
-def test_k_center_names_distances_and_minds_what_is_allowed() -> None:
+@pytest.mark.parametrize("eager", [(), ("cpu",)])
+def test_k_center_names_distances_and_minds_what_is_allowed(
+    eager: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(center_module, "EAGER", eager)
     x = torch.tensor([[0.0], [1.0], [4.0], [9.0], [9.5]])
     picker = KCenter(x, x[:1])
     allowed = torch.tensor([False, True, True, True, False])
@@ -192,21 +202,25 @@ def test_facility_location_looks_only_at_near_rows_for_the_well_served(monkeypat
 # --- BADGE
 
 
-def explicit_badge(residual: Tensor, x: Tensor, key: Tensor, seed: int, count: int) -> list[int]:
-    """k-means++ on gradients that are written out, in float64, every arrival up to date."""
-    gradient = (residual.double()[:, :, None] * x.double()[:, None]).flatten(1)
-    length = gradient.square().sum(1)
-    rows = [int(length.argmax())]
+def explicit_seeds(x: Tensor, first: int, key: Tensor, seed: int, count: int) -> list[int]:
+    """k-means++ in float64 from this row on, every arrival up to date."""
+    rows, length = [first], x.square().sum(1)
     far = torch.full_like(length, torch.inf)
     left = -noise.uniform(key, seed, "race").log()
     for _ in range(1, count):
-        apart = (gradient - gradient[rows[-1]]).square().sum(1)
+        apart = (x - x[rows[-1]]).square().sum(1)
         far = torch.minimum(far, torch.where(apart > 1e-6 * (length + length[rows[-1]]), apart, 0)).clamp_min(1e-30)
         arrival = left / far
         arrival[rows] = torch.inf
         rows.append(int(arrival.argmin()))
         left = left - far * arrival[rows[-1]]
     return rows
+
+
+def explicit_badge(residual: Tensor, x: Tensor, key: Tensor, seed: int, count: int) -> list[int]:
+    """On gradients that are written out; the longest comes first."""
+    gradient = (residual.double()[:, :, None] * x.double()[:, None]).flatten(1)
+    return explicit_seeds(gradient, int(gradient.square().sum(1).argmax()), key, seed, count)
 
 
 @given(st.integers(0, 10**6), st.integers(3, 40), st.integers(1, 4), st.integers(1, 5))
@@ -268,6 +282,81 @@ def test_k_means_never_gets_worse_and_repeats_itself(shape: tuple[int, int, int,
         torch.testing.assert_close(found.squared.double(), mine, atol=1e-4, rtol=1e-4)
     again, found = k_means(x, count, key, shape[0]), k_means(x, count, key, shape[0])
     assert torch.equal(again.label, found.label) and torch.equal(again.centres, found.centres)
+
+
+def lloyd(x: Tensor, count: int, key: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Centres, and squared distances from them (N, K), by all differences in float64; for rows without near ties."""
+    x = x.double()
+    first = int(noise.uniform(key, seed, "first").argmax())
+    centres = x[explicit_seeds(x - x.mean(0), first, key, seed, min(count, len(x)))]
+    label = None
+    while True:
+        apart = (x[:, None] - centres).square().sum(2)
+        near = apart.topk(min(2, len(centres)), largest=False).values
+        assume(bool((near[:, -1] - near[:, 0] > 1e-4).all()) or len(centres) == 1)
+        if label is not None and torch.equal(label, apart.argmin(1)):
+            return centres, apart
+        label = apart.argmin(1)
+        for c in label.unique().tolist():
+            centres[c] = x[label == c].mean(0)
+
+
+def are_by_turns(rows: list[int], label: Tensor, worth: Tensor, had: Tensor, within: float) -> None:
+    """Each row is the best left of the cluster whose turn it is: fewest had, then largest, then the smaller number."""
+    count, size = had.tolist(), torch.bincount(label, minlength=len(had)).tolist()
+    left = [row for row in range(len(label)) if worth[row] > -math.inf]
+    for row in rows:
+        turn = min({int(label[r]) for r in left}, key=lambda c: (count[c], -size[c], c))
+        assert label[row] == turn and row in left
+        assert worth[row] >= max(float(worth[r]) for r in left if label[r] == turn) - within
+        left.remove(row)
+        count[turn] += 1
+
+
+DISTINCT = st.tuples(st.integers(0, 10**6), st.integers(2, 40), st.integers(2, 6), st.just(False))
+
+
+@given(DISTINCT, st.integers(1, 8), st.integers(0, 3), st.integers(-3, 3))
+@settings(max_examples=60, deadline=None)
+def test_k_means_and_its_picks_are_those_of_float64(
+    shape: tuple[int, int, int, bool], count: int, labelled: int, offset: int
+) -> None:
+    x = points(shape) + 100.0 * offset
+    labelled = min(labelled, len(x) - 1)
+    key, among = torch.arange(len(x)) * 7919, free(x, labelled)
+    centres, apart = lloyd(x[labelled:], count, key[labelled:], shape[0])
+    squared, label = apart.min(1)
+    found = k_means(x[labelled:], count, key[labelled:], shape[0])
+    assert torch.equal(found.label, label)
+    torch.testing.assert_close(found.centres.double(), centres, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.squared.double(), squared, atol=1e-3, rtol=0)
+    rows = pick(k_means_picker(x, among, count, key, shape[0]), among, len(x))
+    assert len(rows) == len(x) - labelled
+    none_had = torch.zeros(len(centres), dtype=torch.int64)
+    are_by_turns((rows - labelled).tolist(), label, -squared, none_had, 1e-3)
+
+
+@given(DISTINCT, st.integers(1, 6), st.integers(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_typiclust_picks_are_those_of_float64(shape: tuple[int, int, int, bool], count: int, labelled: int) -> None:
+    x, seed = points(shape), shape[0]
+    labelled = min(labelled, len(x) - 1)
+    key, known = torch.arange(len(x)) * 7919, ~free(x, labelled)
+    label = lloyd(x, labelled + count, key, seed)[1].argmin(1)
+    between = torch.cdist(x.double(), x.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    between.fill_diagonal_(math.inf)
+    assume(bool((between > 0.05).all()))  # of a product a small distance has few digits
+    worth = torch.full((len(x),), -math.inf, dtype=torch.float64)
+    for row in range(labelled, len(x)):
+        mine = between[row, (label == label[row]) & ~known]
+        near = mine[mine < math.inf].sort().values[:3]
+        worth[row] = -near.mean() if len(near) else 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TYPICAL, "NEIGHBOURS", 3)  # fewer than a cluster has
+        rows = pick(typiclust(x, known, count, key, seed), ~known, len(x))
+    assert len(rows) == len(x) - labelled
+    had = torch.bincount(label[known], minlength=labelled + count)
+    are_by_turns(rows.tolist(), label, worth, had, 1e-3)
 
 
 def test_k_means_leaves_an_empty_cluster_where_it_is() -> None:
@@ -395,7 +484,7 @@ def made(name: str, x: Tensor, key: Tensor) -> Picker:
         "facility_location": lambda: FacilityLocation(x, x[:0]),
         "badge": lambda: badge(x[:, :2].abs(), x, key, 5),
         "k_means": lambda: k_means_picker(x, free(x), 4, key, 5),
-        "typiclust": lambda: typiclust(x, torch.zeros(len(x), dtype=torch.bool), 4, key, 5),
+        "typiclust": lambda: typiclust(x, torch.zeros_like(key, dtype=torch.bool), 4, key, 5),
         "prob_cover": lambda: ProbCover(x, 2.0, x[:0]),
     }[name]()
 
