@@ -5,10 +5,13 @@ Each process has its own task and hooks; everything else is sent, so it is plain
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+
+import torch
 
 from dal_dense.errors import DataError
 from dal_dense.images import read_header
@@ -50,6 +53,11 @@ class View:
         # only where there are any: adapters that know nothing of boxes need not know the word
         single = {} if self.judged is None else {"judged": self.judged}
         return offer(self.record, known, closed, image=self.image, group=self.group, **single)
+
+    def timed(self, offers: Offers) -> Offers:
+        """Its offers with the image's time, NaN where nobody says."""
+        when = math.nan if self.record.time is None else self.record.time
+        return replace(offers, extra={**offers.extra, "time": torch.full_like(offers.seconds, when).double()})
 
 
 def look(hooks: Hooks, offer: Callable[..., Offers], views: Sequence[View], strict: bool) -> list[Offers | DataError]:

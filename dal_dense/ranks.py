@@ -3,7 +3,8 @@
     torchrun --nproc-per-node N tools/train_al.py --config CONFIG
 
 The first process runs the loop and alone holds the ledger, the screen and the annotator. It leads
-jobs: plain functions that run in every process with the same arguments (`lead`). The others wait
+jobs: plain functions that run in every process with the same arguments (`lead`); where it needs
+more than the others hold, it runs one of its own beside theirs. The others wait
 for a job, run it beside the first, and wait for the next (`follow`). Inside a job they meet:
 `agreed`, `gather`, `told`. All processes come to every meeting, in the same order. One that fails
 says so at the next meeting, whichever it is; all then leave the job with that failure, and the
@@ -80,19 +81,27 @@ class Ranks:
         told: T = pickle.loads(self._broadcast(packed))
         return told
 
-    def lead(self, job: Callable[..., T], own: Sequence[object], given: Sequence[object]) -> T:
+    def lead(
+        self,
+        job: Callable[..., T],
+        own: Sequence[object],
+        given: Sequence[object],
+        others: Callable[..., object] | None = None,
+    ) -> T:
         """Run a job in all processes; the first one's result.
 
         Args:
             job: a function of a module, so that its name finds it in the other processes.
             own: its first arguments, of which every process has its own.
             given: the others, which are sent; tensors must lie on the CPU.
+            others: what the other processes run beside it, if that is another function.
 
         Raises:
             Exception: whatever the job raises in any process.
             RankError: if a process died.
         """
-        self.send((job, given))
+        if self.size > 1:
+            self.send((others or job, given))
         return self._together(job, own, given)
 
     def follow(self, *own: object) -> None:

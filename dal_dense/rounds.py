@@ -8,35 +8,33 @@ from __future__ import annotations
 
 import functools
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.table import Table
 
 from dal_dense import jobs
-from dal_dense.acquire import Budget, Round, Selection, acquire
+from dal_dense.acquire import Budget
 from dal_dense.annotators import Outcome, Proposed, nothing_proposed
-from dal_dense.costs import CostPrior, refit
+from dal_dense.choosing import Plan, chosen
+from dal_dense.costs import CostModel, CostPrior, refit
 from dal_dense.errors import BudgetError, DataError, LedgerError, PoolExhausted
 from dal_dense.images import read_header
 from dal_dense.labels import classes_in, ground, labelled_images
 from dal_dense.noise import text_key, uniform
 from dal_dense.offer_maps import geometry_offers
-from dal_dense.offer_store import Gathered, without_images
-from dal_dense.offers import KINDS, Offers
+from dal_dense.offers import Offers
 from dal_dense.pool import ImageRecord
-from dal_dense.query import Query, QueryRegion
+from dal_dense.query import Query
 from dal_dense.query_sizes import offer_spec
 from dal_dense.regions import Regions
 from dal_dense.report.gallery import tiles_for_query
 from dal_dense.report.page import write_report
 from dal_dense.report.words import duration, figure
 from dal_dense.results import collect
-from dal_dense.run import Run, quarantine, refuse_if_most_fail, renew, try_tests, unreadable, without_bad
+from dal_dense.run import Run, renew, try_tests, unreadable, without_bad
 from dal_dense.tasks.base import FitReport, LabelledImage, Measurement, Proposal
 
 MODEL_FREE = ("random", "uniform")
@@ -85,7 +83,6 @@ def ask(run: Run, number: int) -> Query | None:
         return None
     _tell_if_short(run, query, seconds)
     run.ledger.record_query(query, seconds_to_choose=time.monotonic() - began)
-    shutil.rmtree(stored_offers(run), ignore_errors=True)
     return query
 
 
@@ -103,72 +100,36 @@ def _tell_if_short(run: Run, query: Query, seconds: float) -> None:
 
 def _chosen(run: Run, query: Query, seconds: float) -> Query:
     """The query with the regions that these seconds buy."""
-    offers, names = offers_of_pool(run, query.round, query.strategy)
-    offers = priced(run, offers, query)
+    blind = without_model(run, query.round, query.strategy)
     limits = run.config.query
-    budget = Budget(seconds, limits.max_per_image, limits.max_per_group, limits.min_gap)
-    when = Round(query.round, run.config.budget.rounds, query.seed)
-    while True:
-        chosen = acquire(offers, budget, run.config.strategy, when, quota_classes=run.quota_classes, checked=True)
-        asked = {names[i] for i in offers.image[chosen.rows].tolist()}
-        bad = unreadable(run, asked, looked=not without_model(run, query.round, query.strategy))
-        if not bad:
-            return query_of(query, offers, chosen, names, run.pool.classes)
-        gone = torch.tensor([name in bad for name in names], device=offers.device)
-        offers = without_images(offers, gone, stored_offers(run))
-
-
-def stored_offers(run: Run) -> Path:
-    """Where the offers of a large pool lie while a query is chosen."""
-    return run.folder / "offers"
-
-
-def offers_of_pool(run: Run, number: int, strategy: str) -> tuple[Offers, list[str]]:
-    """Offers of the images that are looked at in this round, and the images' ids by `Offers.image`."""
-    views = views_of_pool(run, number, strategy)
-    shutil.rmtree(stored_offers(run), ignore_errors=True)  # of a round that was cut off
-    gathered = Gathered(stored_offers(run))
-    for begin in range(0, len(views), AT_ONCE):
-        some = views[begin : begin + AT_ONCE]
-        found = _offers(run, number, strategy, some)
-        refuse_if_most_fail(found)
-        for view, offers in zip(some, found, strict=True):
-            if isinstance(offers, DataError):
-                quarantine(run, view.record.id, offers)
-                continue
-            if run.config.query.min_gap is not None:
-                when = math.nan if view.record.time is None else view.record.time
-                offers = replace(offers, extra={**offers.extra, "time": torch.full_like(offers.seconds, when).double()})
-            gathered.add(offers)
-    if gathered.nothing:
-        raise PoolExhausted(
-            "nothing is left to ask: no image can be used; add images to the pool, or see the quarantined files above"
-        )
-    return gathered.all(), [view.record.id for view in views]
-
-
-def _offers(run: Run, number: int, strategy: str, views: Sequence[jobs.View]) -> list[Offers | DataError]:
-    """Offers of these images, in order, or what is wrong with one."""
-    strict = run.config.data.strict
-    if without_model(run, number, strategy):
-        return jobs.look(run.screen.hooks(), _model_free(run, number), views, strict)
-    return run.together(jobs.score, weights_of(run, number - 1), views, strict)
+    plan = Plan(
+        query=query,
+        views=views_of_pool(run, query.round, query.strategy),
+        eye=_model_free(run, query.round) if blind else weights_of(run, query.round - 1),
+        budget=Budget(seconds, limits.max_per_image, limits.max_per_group, limits.min_gap),
+        correction=(run.costs if blind else _taught(run)).correction,
+        at_once=AT_ONCE,
+    )
+    return chosen(run, plan)
 
 
 def views_of_pool(run: Run, number: int, strategy: str) -> list[jobs.View]:
-    """The images that are looked at in this round, and then, for their labelled rows only, those that are labelled."""
+    """The images that are looked at in this round, and those that are labelled, for their labelled rows only.
+
+    By group, then time where it is known, then id: `Offers.image` is the place in this list, whatever the pool's order.
+    """
     labelled, blocked, judged = ground(run.ledger, run.pool)
     records = looked_at(run, number, strategy)
     groups = {g: i for i, g in enumerate(sorted({r.group for r in run.pool.train}))}
-    sampled = len(records)
     seen = {r.id for r in records}
     answered = {i for i, single in judged.items() if len(single.answered)}
-    records += [run.pool[i] for i in sorted({*labelled, *answered} - seen)]
+    records += [run.pool[i] for i in {*labelled, *answered} - seen]
+    records.sort(key=lambda r: (r.group, math.inf if r.time is None else r.time, r.id))
     return [
         jobs.View(
             record=record,
             labelled=tuple(labelled.get(record.id, ())),
-            blocked=tuple(blocked.get(record.id, ())) if i < sampled else None,
+            blocked=tuple(blocked.get(record.id, ())) if record.id in seen else None,
             image=i,
             group=groups[record.group],
             judged=judged.get(record.id),
@@ -212,42 +173,15 @@ def looked_at(run: Run, number: int, strategy: str) -> list[ImageRecord]:
     return [r for r in records if r.id not in run.pool.quarantined]
 
 
-def priced(run: Run, offers: Offers, query: Query) -> Offers:
-    """Offers with the seconds that the run's own log of charges has taught.
+def _taught(run: Run) -> CostModel:
+    """Costs with what the run's own log of charges has taught of the prices that models gave.
 
-    Only answers to queries that a model priced say how wrong a model's prices are; where no model looks,
-    the answers have updated the prior already.
+    Where no model looks, the answers have updated the prior already.
     """
-    costs = run.costs
-    if run.config.costs.refit and not without_model(run, query.round, query.strategy):
-        by_model = {q.round for q in run.ledger.queries() if not without_model(run, q.round, q.strategy)}
-        costs = refit(costs, [entry for entry in run.ledger.cost_log() if entry.round in by_model])
-    return replace(
-        offers, seconds=offers.seconds * costs.correction, image_seconds=offers.image_seconds * costs.correction
-    )
-
-
-def query_of(empty: Query, offers: Offers, chosen: Selection, names: list[str], classes: tuple[str, ...]) -> Query:
-    """The chosen rows as plain, frozen values for the ledger."""
-    picked = offers[chosen.rows].to("cpu")
-    boxes = list(picked.regions.boxes())
-    rows = zip(chosen.seconds.tolist(), chosen.value.tolist(), strict=True)
-    regions = [
-        QueryRegion(
-            id=f"r{empty.round:02d}-{i:03d}",
-            image_id=names[int(picked.image[i])],
-            kind=KINDS[int(picked.kind[i])],
-            start=boxes[i][0],
-            stop=boxes[i][1],
-            score=value,
-            seconds=seconds,
-            boundary=float(picked.boundary[i]),
-            objects=float(picked.objects[i]),
-            shares={c: round(s, 4) for c, s in zip(classes, picked.shares[i].tolist(), strict=True)},
-        )
-        for i, (seconds, value) in enumerate(rows)
-    ]
-    return empty.model_copy(update={"regions": tuple(regions)})
+    if not run.config.costs.refit:
+        return run.costs
+    by_model = {q.round for q in run.ledger.queries() if not without_model(run, q.round, q.strategy)}
+    return refit(run.costs, [entry for entry in run.ledger.cost_log() if entry.round in by_model])
 
 
 def weights_of(run: Run, number: int) -> Path:

@@ -15,7 +15,6 @@ from dal_dense.errors import DataError
 from dal_dense.images import read_image
 from dal_dense.labels import know_initial
 from dal_dense.ledger import Ledger
-from dal_dense.offers import Offers
 from dal_dense.pool import Pool
 from dal_dense.ranks import Ranks
 from dal_dense.report.words import count
@@ -38,15 +37,15 @@ class Run:
     screen: Screen
     ranks: Ranks
 
-    def together(self, job: Callable[..., T], *given: object) -> T:
-        """Run one of `jobs` in all processes of the run; the first one's result.
+    def together(self, job: Callable[..., T], *given: object, others: Callable[..., object] | None = None) -> T:
+        """Run one of `jobs` in all processes of the run, or beside it another in the others; the first one's result.
 
         Raises:
             Exception: whatever the job raises in any process.
             RankError: if a process died.
         """
         hooks = replace(self.screen.hooks(), ranks=self.ranks)
-        return self.ranks.lead(job, (self.task, hooks), given)
+        return self.ranks.lead(job, (self.task, hooks), given, others)
 
     @property
     def folder(self) -> Path:
@@ -143,7 +142,7 @@ def quarantine(run: Run, image_id: str, problem: DataError) -> None:
     run.pool = run.pool.quarantine(image_id, str(problem))
 
 
-def refuse_if_most_fail(found: Sequence[Offers | DataError | None], least: int = 2) -> None:
+def refuse_if_most_fail(found: Sequence[object], least: int = 2) -> None:
     """Where most images fail it is a disk or the model that is broken, and an image set aside stays aside.
 
     Raises:

@@ -39,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def modules_with_shapes() -> list[str]:
-    """The package's modules that import jaxtyping; not Triton's, which compiles a function from the text as it stands."""
+    """The package's modules that import jaxtyping; not those whose functions Triton compiles from their text."""
     root = Path(__file__).parents[1]
     files = [file for file in root.glob("dal_dense/**/*.py") if "from jaxtyping import" in file.read_text("utf-8")]
     files = [file for file in files if not file.stem.endswith("_triton")]

@@ -27,7 +27,8 @@ from dal_dense.acquire.ppal import ppal
 from dal_dense.acquire.probcover import probcover
 from dal_dense.acquire.random_ import random_
 from dal_dense.acquire.ranking import Ranking, worth_of
-from dal_dense.acquire.shards import LocalShard
+from dal_dense.acquire.shards import LocalShard, Stock, labelled_of
+from dal_dense.acquire.shortlist import InTurn, Picks, Shards
 from dal_dense.acquire.typiclust import typiclust
 from dal_dense.acquire.uniform import uniform
 from dal_dense.config import StrategyConfig, StrategyName
@@ -35,7 +36,8 @@ from dal_dense.errors import BudgetError, ConfigError, PoolExhausted
 from dal_dense.offers import Offers, check, concat
 
 __all__ = [
-    "STRATEGIES", "Basket", "Budget", "Ranking", "Round", "Selection", "Strategy", "acquire", "acquire_shards",
+    "STRATEGIES", "Basket", "Budget", "Picks", "Ranking", "Round", "Selection", "Strategy", "acquire", "acquire_shards",
+    "choose", "is_ranking", "shard_of",
 ]  # fmt: skip
 
 Strategy = Callable[[Offers, Basket, StrategyConfig, Round, Sequence[int]], None]
@@ -98,7 +100,7 @@ def acquire(
     _check(offers, quota_classes, checked)
     order = offers.key.argsort(stable=True)
     basket = Basket(offers[order], budget)
-    _check_budget([basket], when)
+    _check_budget([Stock.of(basket)], budget, when)
     rule(basket.offers, basket, strategy, when, tuple(quota_classes))
     return Selection(
         rows=order[torch.tensor(basket.rows, dtype=torch.int64, device=order.device)],
@@ -126,27 +128,73 @@ def acquire_shards(
         BudgetError, DataError: as `acquire`.
         ConfigError: also if the strategy is no `Ranking`.
     """
+    apart = len(shards) > 1 and budget.min_gap is not None
+    known = concat([labelled_of(o) for o in shards]) if apart else None
+    parts = [
+        shard_of(o, budget, strategy, when, quota_classes=quota_classes, checked=checked, number=i, known=known)
+        for i, o in enumerate(shards)
+    ]
+    picks = choose(InTurn(parts), [Stock.of(part.basket) for part in parts], budget, strategy, when)
+    first = torch.tensor([0, *map(len, shards)]).cumsum(0)
+    return picks.selection((first[picks.taken.shard] + picks.taken.row).to(shards[0].device))
+
+
+def is_ranking(strategy: StrategyConfig, when: Round) -> bool:
+    """Can this round be chosen from a pool in parts?"""
+    return isinstance(STRATEGIES[_name(strategy, when)], Ranking)
+
+
+def shard_of(
+    offers: Offers,
+    budget: Budget,
+    strategy: StrategyConfig,
+    when: Round,
+    *,
+    quota_classes: Sequence[int],
+    checked: bool = False,
+    number: int = 0,
+    known: Offers | None = None,
+) -> LocalShard:
+    """One part of a pool, to be asked by `choose`.
+
+    Args:
+        offers: its rows; all rows of an image lie in one part.
+        budget, strategy, when, quota_classes, checked: as for `acquire`.
+        number: of this part.
+        known: with `Budget.min_gap`, the labelled rows of all parts (`shards.labelled_of`).
+
+    Raises:
+        ConfigError: if a quota class does not exist, or the strategy is no `Ranking`.
+        DataError: as `acquire`.
+    """
+    rule = _ranking(strategy, when)
+    _check(offers, quota_classes, checked)
+    return LocalShard(offers, budget, worth_of(rule, offers, strategy, when), number, known)
+
+
+def choose(shards: Shards, stocks: Sequence[Stock], budget: Budget, strategy: StrategyConfig, when: Round) -> Picks:
+    """The choice from all shards together, wherever they lie.
+
+    Args:
+        shards: see `shard_of`.
+        stocks: what is on offer in each before anything is bought.
+        budget, strategy, when: as for `acquire`.
+
+    Raises:
+        BudgetError, PoolExhausted: as `acquire`.
+        ConfigError: if the strategy is no `Ranking`.
+    """
+    _check_budget(stocks, budget, when)
+    return _ranking(strategy, when).choose(shards, budget)
+
+
+def _ranking(strategy: StrategyConfig, when: Round) -> Ranking:
     name = _name(strategy, when)
     rule = STRATEGIES[name]
     if not isinstance(rule, Ranking):
         able = ", ".join(n for n, r in STRATEGIES.items() if isinstance(r, Ranking))
         raise ConfigError(f"strategy.name {name} needs the whole pool in one place; in shards there are: {able}")
-    for offers in shards:
-        _check(offers, quota_classes, checked)
-    apart = len(shards) > 1 and budget.min_gap is not None
-    known = concat([o[o.labelled.nonzero()[:, 0]] for o in shards]) if apart else None
-    parts = [LocalShard(o, budget, worth_of(rule, o, strategy, when), i, known) for i, o in enumerate(shards)]
-    _check_budget([part.basket for part in parts], when)
-    picks = rule.choose(parts, budget)
-    if picks.rows is None:
-        raise ValueError("nothing was chosen, though something is affordable: a fault of the rule")
-    first = torch.tensor([0, *map(len, shards)]).cumsum(0)
-    device = shards[0].device
-    return Selection(
-        rows=(first[picks.rows.shard] + picks.rows.row).to(device),
-        seconds=torch.tensor(picks.seconds, dtype=torch.float32, device=device),
-        value=torch.tensor(picks.values, dtype=torch.float32, device=device),
-    )
+    return rule
 
 
 def _name(strategy: StrategyConfig, when: Round) -> StrategyName:
@@ -162,21 +210,20 @@ def _check(offers: Offers, quota_classes: Sequence[int], checked: bool) -> None:
         raise ConfigError(f"quota classes must lie in 0..{count - 1}; got {wrong}; check the task's classes")
 
 
-def _check_budget(baskets: Sequence[Basket], when: Round) -> None:
-    budget = baskets[0].budget
-    free = [int((b.price < torch.inf).sum()) for b in baskets]
-    if not sum(free):
-        count = sum(len(b.price) for b in baskets)
+def _check_budget(stocks: Sequence[Stock], budget: Budget, when: Round) -> None:
+    free = sum(stock.free for stock in stocks)
+    if not free:
+        count = sum(stock.rows for stock in stocks)
         fact = f"of {count} regions on offer none is free of labelled ground" if count else "no region is on offer"
         raise PoolExhausted(
             f"nothing is left to ask: {fact}{' and far enough from it in time' if count and budget.min_gap else ''}; "
             "add images to the pool, choose smaller query.sizes (in a new run_dir, if this one has asked), or stop here"
         )
-    low = min(float(b.price.min()) for b, count in zip(baskets, free, strict=True) if count)
+    low = min(stock.cheapest for stock in stocks)
     if low > budget.seconds:
         setting = "budget.start_seconds" if when.number == 0 else "budget.seconds_per_round"
         poor = "" if when.number == 0 else "; a model that has learnt little also overrates what there is to draw"
         raise BudgetError(
-            f"budget {budget.seconds:g} s buys nothing: the cheapest of {sum(free)} regions costs {low:g} s "
+            f"budget {budget.seconds:g} s buys nothing: the cheapest of {free} regions costs {low:g} s "
             f"(its image's opening included); raise {setting} or ask for less at once (query.kind, query.sizes){poor}"
         )

@@ -40,4 +40,6 @@ def embedding_of(offers: Offers, name: StrategyName) -> Float[Tensor, "N E"]:
 def purchases(basket: Basket, seed: int) -> int:
     """About how many rows the money buys: as many as of a random order. At least 1."""
     draw = noise.uniform(basket.offers.key, seed, "purchases")
-    return max(1, len(shortlist.fill([LocalShard(basket.offers, basket.budget, draw)], basket.budget)))
+    return max(
+        1, len(shortlist.fill(shortlist.InTurn([LocalShard(basket.offers, basket.budget, draw)]), basket.budget))
+    )

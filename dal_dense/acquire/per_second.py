@@ -7,14 +7,12 @@ item, for the ratio rule alone can be arbitrarily bad (Khuller, Moss & Naor 1999
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from jaxtyping import Float
 from torch import Tensor
 
 from dal_dense.acquire.base import Budget, Round
 from dal_dense.acquire.basket import Basket
-from dal_dense.acquire.shortlist import Picks, Shard, fill, joined, rank_of
+from dal_dense.acquire.shortlist import Picks, Shards, fill, joined, rank_of
 from dal_dense.acquire.values import summed_score
 from dal_dense.config import StrategyConfig
 from dal_dense.offers import Offers
@@ -25,7 +23,7 @@ def per_second(offers: Offers, options: StrategyConfig, when: Round) -> Float[Te
     return summed_score(offers)
 
 
-def better_of_two(shards: Sequence[Shard], budget: Budget) -> Picks:
+def better_of_two(shards: Shards, budget: Budget) -> Picks:
     """Worth over seconds, the image's opening included until it is paid.
 
     If the best single region is worth more than all that this buys, it is taken first and the
@@ -39,11 +37,11 @@ def better_of_two(shards: Sequence[Shard], budget: Budget) -> Picks:
     return fill(shards, budget, single, per_second=True)
 
 
-def _single(shards: Sequence[Shard], budget: Budget) -> Picks:
+def _single(shards: Shards, budget: Budget) -> Picks:
     """The region of the greatest worth that the budget buys."""
     count = 1
     while True:
-        rows, floor = joined([shard(Picks(), count, False) for shard in shards])
+        rows, floor = joined(shards(Picks(), count, False))
         basket = Basket(rows.offers, budget)
         row = basket.best(rows.worth)
         if row is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dal_dense.acquire.base import Budget, Round
 from dal_dense.acquire.shards import PART
-from dal_dense.acquire.shortlist import Picks, Shard, fill
+from dal_dense.acquire.shortlist import Picks, Shards, fill
 from dal_dense.config import StrategyConfig
 from dal_dense.offers import Offers
 
@@ -26,7 +26,7 @@ class Ranking:
     """
 
     worth: Callable[[Offers, StrategyConfig, Round], Float[Tensor, " N"]]
-    choose: Callable[[Sequence[Shard], Budget], Picks] = fill
+    choose: Callable[[Shards, Budget], Picks] = fill
 
 
 def worth_of(rule: Ranking, offers: Offers, options: StrategyConfig, when: Round) -> Float64[Tensor, " N"]:

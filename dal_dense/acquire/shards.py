@@ -7,8 +7,10 @@ over; with it go all rows of its image that would rank above the floor at the lo
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from dal_dense.acquire.base import Budget
@@ -21,6 +23,27 @@ PART = 1 << 18
 """Rows that are looked at together, so that temporary columns are small."""
 _ROUNDING = 1 - 2.0**-23
 """Once its image is open, a row may be cheaper than was paid for by the rounding of one float32 sum, not more."""
+
+
+@dataclass(frozen=True)
+class Stock:
+    """What may be bought of some rows before anything is.
+
+    Attributes:
+        rows: how many there are.
+        free: how many of them may be taken.
+        cheapest: least seconds that one of these costs; infinite if there is none.
+    """
+
+    rows: int
+    free: int
+    cheapest: float
+
+    @classmethod
+    def of(cls, basket: Basket) -> Stock:
+        """That of an empty basket."""
+        free = int((basket.price < torch.inf).sum())
+        return cls(len(basket.price), free, float(basket.price.min()) if free else torch.inf)
 
 
 class LocalShard:
@@ -90,27 +113,38 @@ class LocalShard:
         return self.basket.spent + price * _ROUNDING <= self.basket.budget.seconds
 
     def _rows(self, rows: Int[Tensor, " K"]) -> Rows:
-        o = self.offers
-        zero, none = torch.zeros(len(rows), device=o.device), torch.zeros(len(rows), 0, device=o.device)
-        picked = Offers(
-            image=o.image[rows],
-            group=o.group[rows],
-            regions=Regions(o.regions.start[rows], o.regions.stop[rows]),
-            kind=o.kind[rows],
-            key=o.key[rows],
-            score=zero,
-            class_score=none,
-            shares=none,
-            boundary=zero,
-            objects=zero,
-            area=zero,
-            seconds=o.seconds[rows],
-            image_seconds=self.basket.opening_of(rows),
-            embedding=none,
-            labelled=torch.zeros(len(rows), dtype=torch.bool, device=o.device),
-            extra={"time": o.extra["time"][rows]} if "time" in o.extra else {},
-        )
-        return Rows(picked.to("cpu"), torch.full((len(rows),), self.number), rows.cpu(), self.worth[rows].cpu())
+        picked = _bare(self.offers, rows, self.basket.opening_of(rows))
+        return Rows(picked, torch.full((len(rows),), self.number), rows.cpu(), self.worth[rows].cpu())
+
+
+def labelled_of(offers: Offers) -> Offers:
+    """The labelled rows, as a shard makes them known to others: without scores and features, on the CPU."""
+    rows = offers.labelled.nonzero()[:, 0]
+    return _bare(offers, rows, offers.image_seconds[rows])
+
+
+def _bare(o: Offers, rows: Int[Tensor, " K"], opening: Float[Tensor, " K"]) -> Offers:
+    """Some rows of which no column is left but those that a basket reads, on the CPU."""
+    zero, none = torch.zeros(len(rows), device=o.device), torch.zeros(len(rows), 0, device=o.device)
+    picked = Offers(
+        image=o.image[rows],
+        group=o.group[rows],
+        regions=Regions(o.regions.start[rows], o.regions.stop[rows]),
+        kind=o.kind[rows],
+        key=o.key[rows],
+        score=zero,
+        class_score=none,
+        shares=none,
+        boundary=zero,
+        objects=zero,
+        area=zero,
+        seconds=o.seconds[rows],
+        image_seconds=opening,
+        embedding=none,
+        labelled=o.labelled[rows],
+        extra={"time": o.extra["time"][rows]} if "time" in o.extra else {},
+    )
+    return picked.to("cpu")
 
 
 def _first(rank: Float64[Tensor, " n"], key: Int[Tensor, " n"], count: int) -> Int[Tensor, " count"]:

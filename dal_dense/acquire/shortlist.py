@@ -13,12 +13,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from dal_dense.acquire.base import Budget
+from dal_dense.acquire.base import Budget, Selection
 from dal_dense.acquire.basket import Basket
 from dal_dense.offers import Offers, concat
 
@@ -81,6 +82,24 @@ class Picks:
     def __len__(self) -> int:
         return len(self.seconds)
 
+    @property
+    def taken(self) -> Rows:
+        """`rows` of a plan that something was affordable for.
+
+        Raises:
+            ValueError: if there are none: a fault of the rule.
+        """
+        if self.rows is None:
+            raise ValueError("nothing was chosen, though something is affordable: a fault of the rule")
+        return self.rows
+
+    def selection(self, rows: Int[Tensor, " K"]) -> Selection:
+        """What is reported of them, where they are these rows of some offers."""
+        seconds, values = (
+            torch.tensor(v, dtype=torch.float32, device=rows.device) for v in (self.seconds, self.values)
+        )
+        return Selection(rows, seconds, values)
+
     def begin_with(self, first: Picks) -> bool:
         """Are these the first picks, in the same order, and perhaps more?"""
         n = len(first)
@@ -89,15 +108,23 @@ class Picks:
         same = torch.equal(self.rows.shard[:n], first.rows.shard) and torch.equal(self.rows.row[:n], first.rows.row)
         return n <= len(self) and same
 
+    def since(self, first: Picks) -> Picks:
+        """Those that came after these first ones."""
+        n = len(first)
+        rows = None if self.rows is None else self.rows[torch.arange(n, len(self))]
+        return Picks(rows, self.seconds[n:], self.values[n:], self.spent)
+
+    def and_then(self, more: Picks) -> Picks:
+        """With those that came after."""
+        rows = [p.rows for p in (self, more) if p.rows is not None]
+        return Picks(
+            Rows.of(rows) if rows else None, self.seconds + more.seconds, self.values + more.values, more.spent
+        )
+
     def and_those_of(self, basket: Basket, rows: Rows) -> Picks:
         """With what a basket over `rows`, to which these picks are known, has bought."""
         new = rows[torch.tensor(basket.rows, dtype=torch.int64)]
-        return Picks(
-            new if self.rows is None else Rows.of([self.rows, new]),
-            (*self.seconds, *basket.seconds),
-            (*self.values, *basket.values),
-            basket.spent,
-        )
+        return self.and_then(Picks(new, tuple(basket.seconds), tuple(basket.values), basket.spent))
 
 
 @dataclass(frozen=True)
@@ -120,8 +147,35 @@ All rows of an image lie in one shard; `image`, `group` and `key` mean the same 
 """
 
 
+@runtime_checkable
+class Shards(Protocol):
+    """All shards of a pool, wherever they lie."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def __call__(self, picks: Picks, count: int, per_second: bool) -> Sequence[Candidates]:
+        """What each answers; one without any rows need not."""
+        ...
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """Shards of this process, asked one after the other."""
+
+    shards: Sequence[Shard]
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __call__(self, picks: Picks, count: int, per_second: bool) -> list[Candidates]:
+        """See `Shards`."""
+        return [shard(picks, count, per_second) for shard in self.shards]
+
+
 def fill(
-    shards: Sequence[Shard],
+    shards: Shards,
     budget: Budget,
     picks: Picks | None = None,
     *,
@@ -140,7 +194,7 @@ def fill(
     picks = picks or Picks()
     count = max(LEAST, COUNT // len(shards))
     while True:
-        rows, floor = joined([shard(picks, count, per_second) for shard in shards])
+        rows, floor = joined(shards(picks, count, per_second))
         basket = Basket(rows.offers, budget)
         if picks.rows is not None:
             basket.note(picks.rows.offers, picks.spent)

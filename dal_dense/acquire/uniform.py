@@ -43,9 +43,9 @@ class _Spread:
 def uniform(offers: Offers, basket: Basket, options: StrategyConfig, when: Round, quota_classes: Sequence[int]) -> None:
     """Farthest first, by one criterion after another.
 
-    Fewest regions in the group, then fewest in the image, then farthest in the pool's listing from any
-    asked image of the group (frames of a drive follow each other), then farthest from any asked box of the
-    image, in box sides, then a keyed draw. Labelled rows count as asked.
+    Fewest regions in the group, then fewest in the image, then farthest from any asked image of the group by
+    `Offers.image` (frames of a drive follow each other in the round's listing, by time or id), then farthest
+    from any asked box of the image, in box sides, then a keyed draw. Labelled rows count as asked.
     """
     draw = noise.uniform(offers.key, when.seed_for("uniform"), "order")
     spread = _Spread(offers)

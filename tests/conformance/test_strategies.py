@@ -209,6 +209,34 @@ def test_order_of_rows_does_not_matter(name: str, case: Case, shuffle: int) -> N
     assert torch.equal(one.value, two.value) and torch.equal(one.seconds, two.seconds)
 
 
+def renumbered(name: str, offers: Offers, gen: torch.Generator) -> Offers:
+    """The same rows from another listing: images and groups have other numbers, and rows come in that order.
+
+    To `uniform` numbers near each other mean frames near in time: the images of a group keep their order for it.
+    """
+    count = int(offers.image.max()) + 1
+    group = torch.randperm((count + 1) // 2, generator=gen)
+    image = torch.randperm(count, generator=gen)
+    if name == "uniform":
+        image = 2 * group.repeat_interleave(2) + torch.arange(2).repeat(len(group))
+    offers = replace(offers, image=image[offers.image], group=group[offers.group])
+    return offers[offers.image.argsort(stable=True)]
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+@settings(max_examples=20, deadline=None)
+@given(case=cases(), shuffle=st.integers(0, 1000))
+def test_numbers_of_images_and_groups_do_not_matter(name: str, case: Case, shuffle: int) -> None:
+    recipe, budget, when = case
+    offers = random_offers(*recipe)
+    assume(_affordable_at_first(offers, budget))
+    offers = replace(offers, score=(offers.score * 2).round(), embedding=(offers.embedding * 2).round())
+    other = renumbered(name, offers, torch.Generator().manual_seed(shuffle))
+    one, two = (choose(name, o, budget, when) for o in (offers, other))
+    assert offers.key[one.rows].tolist() == other.key[two.rows].tolist()
+    assert torch.equal(one.value, two.value) and torch.equal(one.seconds, two.seconds)
+
+
 def test_repeats_itself_and_leaves_the_offers_alone(name: str) -> None:
     offers = random_offers(1, 5, 10)
     before = offers.to("cpu")[torch.arange(len(offers))]

@@ -179,7 +179,7 @@ def test_labelled_images_outside_the_sample_still_count_as_labelled(
         seen.append((int(offers.labelled.sum()), len(mine), len(known)))
         return acquire(offers, *args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("dal_dense.rounds.acquire", spy)
+    monkeypatch.setattr("dal_dense.choosing.acquire", spy)
     fine(train_al(settings(data, tmp_path / "run", strategy__name=name, query__scan_images="1")))
     asked = queries(tmp_path / "run")
     for number, (rows, open_images, known_images) in enumerate(seen):

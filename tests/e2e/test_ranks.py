@@ -14,11 +14,17 @@ from tests.e2e.command import SCRIPT, main_of_script, story
 from tests.processes import ROOT, together
 from tests.world import box_settings, settings, write_box_frames, write_volumes
 
-TINY = {"device": "cpu", "threads": "1", "task__train__parts": "2", "budget__rounds": "1"}
+TINY = {
+    "device": "cpu",
+    "threads": "1",
+    "task__train__parts": "2",
+    "budget__rounds": "1",
+    "strategy__name": "per_second",  # chosen from shards; see `test_shards.py` for others
+}
 
 
 def volume_settings(data: Path, run_dir: Path, **more: str) -> list[str]:
-    tiny = {"task__train__iterations": "4", "task__network__channels": "[4, 8]"}
+    tiny = {"task__train__iterations": "4", "task__network__channels": "[4, 8]", "budget__seconds_per_round": "700"}
     return settings(data, run_dir, **{**TINY, **tiny, **more})
 
 
@@ -83,7 +89,7 @@ def test_two_processes_detect_as_one(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_whose_processes_were_killed_ends_the_same(tmp_path: Path) -> None:
-    """One dies in the first fit, then the first one while the pool is scored; a single process ends the run."""
+    """One dies in the first fit, then the first one while a query is chosen; a single process ends the run."""
     data = write_volumes(tmp_path / "data")
     often = {"task__train__checkpoint_seconds": "0.000001"}
     alone(volume_settings(data, tmp_path / "whole", **often))
@@ -93,10 +99,12 @@ def test_a_run_whose_processes_were_killed_ends_the_same(tmp_path: Path) -> None
     assert done.returncode != 0 and "process 0 of 2 cannot go on" in done.stderr, done.stdout + done.stderr
     assert len(story(tmp_path / "cut")[0]) == 1 and not losses(tmp_path / "cut")
     assert (tmp_path / "cut" / "models" / "round_000" / "half_done" / "half_done.pt").exists()
-    done = together(2, program, "0", "score", "2", *argv)
-    assert done.returncode != 0 and len(losses(tmp_path / "cut")) == 1, done.stdout + done.stderr
+    done = together(2, program, "0", "choose", "2", *argv)
+    assert done.returncode != 0 and "process 1 of 2 cannot go on" in done.stderr, done.stdout + done.stderr
+    assert len(losses(tmp_path / "cut")) == 1
+    assert sorted(shard.name for shard in (tmp_path / "cut" / "offers").iterdir()) == ["0", "1"]
     alone(argv)
-    assert story(tmp_path / "cut") == story(tmp_path / "whole")
+    assert story(tmp_path / "cut") == story(tmp_path / "whole") and not (tmp_path / "cut" / "offers").exists()
 
 
 def test_parts_that_the_processes_cannot_share_are_told_at_the_door(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from dal_dense.annotators import Oracle
 from dal_dense.box_answers import BoxRules
 from dal_dense.box_offers import box_spec, frame_offers
 from dal_dense.boxes import ABSENT, IGNORED, OBJECT
+from dal_dense.choosing import query_of
 from dal_dense.config import CostConfig, DataConfig, QueryConfig, StrategyConfig, UncertaintyConfig
 from dal_dense.costs import PRESETS, CostPrior
 from dal_dense.errors import DataError
@@ -26,7 +27,6 @@ from dal_dense.pool import Pool, open_pool
 from dal_dense.query import Query, QueryRegion
 from dal_dense.records import Header
 from dal_dense.regions import Regions
-from dal_dense.rounds import query_of
 from dal_dense.tasks.base import FitReport, Measurement
 
 COSTS = PRESETS["box_clicks"]
@@ -137,14 +137,15 @@ def test_a_look_draws_what_was_missed_and_an_empty_one_is_charged_its_search(poo
     free = Regions.of([], 2)
     made = on_offer(labelled=free, blocked=free)
     chosen = acquire(made, Budget(900.0), StrategyConfig(name="greedy"), Round(0, 1, 0), quota_classes=())
-    query = query_of(Query(round=0, strategy="greedy", seed=1, regions=()), made, chosen, ["b"], pool.classes)
+    empty = Query(round=0, strategy="greedy", seed=1, regions=())
+    query = query_of(empty, made[chosen.rows], chosen, ["b"] * len(chosen), pool.classes)
     assert len(query.regions) == len(made) > 3 and {r.kind for r in query.regions} == {"box", "crop"}
     annotate(pool, ledger, *query.regions)
     looked = ledger.answered(kind="crop")
     assert looked[0].region.box == ((28, 44), (40, 60)) and looked[0].label.tolist() == [[30, 50, 40, 60, 2, OBJECT]]
     assert looked[0].seconds == pytest.approx(1 + 0.03 * 0.192 + 7) and looked[0].objects == 1
-    empty = [a for a in looked if not len(a.label)]
-    assert empty and all(a.seconds == pytest.approx(1 + 0.03 * 0.192) and a.objects == 0 for a in empty)
+    nothing = [a for a in looked if not len(a.label)]
+    assert nothing and all(a.seconds == pytest.approx(1 + 0.03 * 0.192) and a.objects == 0 for a in nothing)
     labelled, blocked, judged = ground(ledger, pool)
     assert blocked == {} and set(labelled["b"]) == {r.box for r in query.regions if r.kind == "crop"}
     again = on_offer(labelled=Regions.of(labelled["b"], 2), blocked=free, judged=judged["b"])

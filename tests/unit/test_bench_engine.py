@@ -86,7 +86,9 @@ def test_beside_a_gpu_the_others_run_on_the_cpu(bench, monkeypatch):
     assert cells(text, "loop (cpu)")[4:6] == ["4.0", "–"]
     assert cells(text, "ours")[0] == "ours"
     failed = case.Measured("squares", "ours", error="no memory")
-    assert "| squares | loop | 8.00 | 1.00 | 5 | – | – | 0 % |" in table.markdown([(squares, [failed, loop])], FACTS, 1e9)
+    assert "| squares | loop | 8.00 | 1.00 | 5 | – | – | 0 % |" in table.markdown(
+        [(squares, [failed, loop])], FACTS, 1e9
+    )
 
 
 def test_the_plain_rival_buys_the_same_regions_and_takes_each_once(bench, monkeypatch):

@@ -16,7 +16,7 @@ from dal_dense.acquire import Basket, Budget, Ranking, Round, Selection, acquire
 from dal_dense.acquire.per_second import better_of_two, per_second
 from dal_dense.acquire.ranking import worth_of
 from dal_dense.acquire.shards import LocalShard
-from dal_dense.acquire.shortlist import Candidates, Picks, rank_of
+from dal_dense.acquire.shortlist import Candidates, InTurn, Picks, rank_of
 from dal_dense.acquire.values import summed_score
 from dal_dense.config import StrategyConfig
 from dal_dense.offer_store import OfferStore
@@ -259,7 +259,7 @@ class Simulated:
 def merged(count: int) -> dict[str, float]:
     """One choice from all shards."""
     shards = [Simulated(i) for i in range(count)]
-    picks = better_of_two(shards, BUDGET)
+    picks = better_of_two(InTurn(shards), BUDGET)
     worth = 0.0 if picks.rows is None else float(picks.rows.worth.sum())
     return {
         "worth": worth,
