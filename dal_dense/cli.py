@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 from dal_dense.config import Config
 from dal_dense.errors import ConfigError, DalDenseError, Stopped
 
-UNREADABLE = (yaml.YAMLError, TypeError, ValueError, RecursionError)
+UNREADABLE = (yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
 """What odd YAML raises."""
 
 PAIRS = "pairs in braces, as in {0: background, 1: liver}"

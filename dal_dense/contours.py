@@ -69,7 +69,7 @@ def _faces(spacing: Sequence[float], axial_axis: int | None) -> list[tuple[int, 
 
 
 def _variation(probs: Tensor, axis: int) -> Tensor:
-    """Half the sum of absolute steps along a grid axis; float64 in between."""
+    """Half the sum of absolute steps along a grid axis; on the CPU float64 in between."""
     if probs.device.type == "cpu":  # OpenCV makes no copy, and adds up the same way with any number of threads
         rows = probs.detach().float().flatten(axis + 1).flatten(0, axis).numpy()
         step = prod(probs.shape[axis + 2 :])

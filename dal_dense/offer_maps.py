@@ -257,11 +257,12 @@ def _figures(pred: DensePrediction, spec: OfferSpec, entropy: Tensor, blank: Off
         class_score[row] = scores.means_of(probs, entropy[slices(box)])
         boundary[row] = contour_length(probs, spec.spacing, spec.axial_axis)
         labels.append(uncertainty.likeliest(probs))
-    objects = _objects(labels, spec).to(device)  # last: a GPU has all its work by then
     area = area_of(boxes, spec.spacing, spec.axial_axis)
+    embedding = _embedding(pred, boxes)
     score = extra[spec.score]
     if spec.pooling == "topk":
         score = scores.topk_in(pred.maps[spec.score], boxes, spec.topk)
+    objects = _objects(labels, spec).to(device)  # last: a GPU has all its work by then
     return replace(
         blank,
         score=score.clamp_min(0),
@@ -272,7 +273,7 @@ def _figures(pred: DensePrediction, spec: OfferSpec, entropy: Tensor, blank: Off
         area=area,
         seconds=spec.costs.seconds(area, boundary, objects),
         image_seconds=torch.full_like(area, spec.costs.image_seconds),
-        embedding=_embedding(pred, boxes),
+        embedding=embedding,
         extra=extra,
     )
 

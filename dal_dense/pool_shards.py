@@ -52,7 +52,7 @@ class Terms:
 
 
 class PoolShard:
-    """What one process found in its images. All processes call each of these methods together."""
+    """What one process found in its images, on the CPU. All processes call each of these methods together."""
 
     def __init__(self, hooks: Hooks, offer: Callable[..., Offers], terms: Terms) -> None:
         """`offer`: as `Task.offers` without the model."""
@@ -74,7 +74,7 @@ class PoolShard:
 
         def seen(view: View) -> DataError | None:
             try:
-                held[view.image] = view.offers(self._offer)
+                held[view.image] = view.offers(self._offer).to("cpu")  # wherever a shard lies, its numbers are the same
             except DataError as problem:
                 if self._terms.strict:
                     raise

@@ -56,13 +56,14 @@ def likeliest(probs: Float[Tensor, "classes *grid"]) -> UInt8[Tensor, "*grid"]:
     label = torch.zeros(flat.shape[1], dtype=torch.uint8, device=probs.device)
 
     def work(pieces: Sequence[slice]) -> None:
-        for piece in pieces if probs.is_cpu else ():
+        for piece in pieces:
+            if not probs.is_cpu:
+                label[piece] = flat[:, piece].argmax(0)
+                continue
             best = flat[0, piece]
             for c, p in enumerate(flat[1:, piece], start=1):
                 label[piece].masked_fill_(p > best, c)
                 best = torch.maximum(best, p)
-        for piece in () if probs.is_cpu else pieces:
-            label[piece] = flat[:, piece].argmax(0)
 
     in_pieces(len(label), voxels_a_piece(probs.device), probs.device, work)
     return label.view(probs.shape[1:])

@@ -77,15 +77,18 @@ class Clock:
 
     def _enter(self, *_: object) -> None:
         with self._lock:
-            if self._depth == 0:
+            if self._depth == 0 and self._outside_fit():
                 self._began = _idle()
             self._depth += 1
 
     def _leave(self, *_: object) -> None:
         with self._lock:
             self._depth -= 1
-            if self._depth == 0 and self._now is not None:
+            if self._depth == 0 and self._now is not None and self._outside_fit():
                 self.forward[self._now] += _idle() - self._began
+
+    def _outside_fit(self) -> bool:
+        return self._now is not None and self._now[1] != "fit"
 
     def table(self) -> list[str]:
         """A row a round: each step's seconds, and the share of what is neither fit nor forward."""
@@ -109,7 +112,7 @@ class Clock:
 
 
 def _idle() -> float:
-    """The time once a GPU has done what it was given."""
+    """The time once a GPU has done what it was given, by the other thread too: forward is at most what it seems."""
     import torch
 
     if torch.cuda.is_available():

@@ -4,7 +4,7 @@ A row's distance to its nearest centre only falls as centres are added, so an ol
 lazy greedy (Minoux 1978). Only a group of the farthest rows is kept up to date; another row is looked at again when the
 group's best has fallen to its bound. Distances are products of centred features in float32, and what these may be
 wrong by is known; rows that are closer together than that are compared by differences in float64. On a GPU, where
-float64 is fast and each question that Python waits for costs more than the work, the group's are float64 throughout.
+each question that Python waits for costs more than the work, the group's are float64 throughout.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dal_dense.select.blocks import blocks, middle_of, nearest_product, one_thre
 GROUP = {"cpu": 1 << 11, "gpu": 1 << 14}
 """Rows kept up to date: what a cache holds, and what keeps a GPU busy."""
 EAGER = ("cuda",)
-"""Kinds of devices on which the group's distances are float64 throughout."""
+"""Kinds of devices on which the group's distances are float64 throughout, unless many rows are alike."""
 _UNIT = 2.0**-24
 """Relative rounding of float32."""
 _LARGEST = torch.finfo(torch.float32).max / 4
@@ -158,7 +158,7 @@ class KCenter:
         near = self._bound[rows]
         exact = torch.full_like(near, torch.nan, dtype=torch.float64)
         group = _Group(rows, self._rows[rows] - self._middle, self._norm[rows], near, exact, outside)
-        if self._eager:
+        if self._eager and len(rows) <= 2 * sized(GROUP, rows.device):  # more are alike: float64 would take too much
             self._settle(group, torch.arange(len(rows), device=rows.device))
             group.wide = self._rows[rows].double()
         return group

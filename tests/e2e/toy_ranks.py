@@ -1,8 +1,8 @@
 """Runs of the toy task, one after the other, that several processes share. A program of its own: see `test_shards.py`.
 
-    python -m tests.processes N tests.e2e.toy_ranks CASES FOLDER
+    python -m tests.processes N tests.e2e.toy_ranks CASES FOUND
 
-Writes `FOLDER/found.json`: what each run said, and how many rows of offers the first process got from the others.
+Both are json files. FOUND is written: what each run said, and how many rows of offers the first process was sent.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -42,12 +42,10 @@ SMALL = {
 @contextmanager
 def small() -> Iterator[None]:
     """The toy task, and pools that are large for it."""
-    patches = [mock.patch(name, value) for name, value in SMALL.items()]
-    for patch in patches:
-        patch.start()
-    yield
-    for patch in patches:
-        patch.stop()
+    with ExitStack() as stack:
+        for name, value in SMALL.items():
+            stack.enter_context(mock.patch(name, value))
+        yield
 
 
 def rows_in(value: object) -> int:

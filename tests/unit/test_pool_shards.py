@@ -80,14 +80,15 @@ def in_processes(size: int, found: dict[str, Offers], terms: Terms, steps: Calla
     meeting = table(size)
     own = [(task_with(found), Hooks(ranks=Seated(rank, size, table=meeting))) for rank in range(size)]
     with ThreadPoolExecutor(size) as threads:
-        for task, hooks in own[1:]:
-            threads.submit(hooks.ranks.follow, task, hooks)
+        others = [threads.submit(hooks.ranks.follow, task, hooks) for task, hooks in own[1:]]
         first = own[0][1].ranks
         try:
             first.lead(partial(lead, steps=steps), own[0], (Path("model"), terms), serve)
         finally:
             if size > 1:
                 first.send(None)
+    for other in others:
+        other.result()
 
 
 def views_of(offers: Offers) -> list[View]:
