@@ -137,9 +137,10 @@ class Ranks:
                 raise
             said = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
             raise RankError(
-                f"process {self.rank} of {self.size} cannot go on: another one has ended, or it failed itself while "
-                "they waited for it; see what each of them says. All that was recorded is safe: run the same command "
-                f"again to go on, with one process or several (torch says: {said})"
+                f"process {self.rank} of {self.size} cannot go on: another one has ended, or the connection to it "
+                "broke; see what each of them says (one that says nothing was killed, often for lack of memory). All "
+                "that was recorded is safe: run the same command again to go on, with one process or several (torch "
+                f"says: {said})"
             ) from problem
 
     def _together(self, job: Callable[..., T], own: Sequence[object], given: Sequence[object]) -> T:

@@ -33,17 +33,17 @@ from dal_dense.errors import ConfigError
 @report_errors
 def main(argv: list[str]) -> int:
     """Measure, print, write."""
+    import torch
     from engine_bench import cases
     from engine_bench.case import Case, Measured, in_own_process
     from engine_bench.table import bandwidth, markdown
 
-    from dal_dense.ranks import device_of
-
     given = parse(argv)
     every = cases()
-    device_of(given.device)
+    if given.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no CUDA device; leave it out to measure on the CPU")
     if unknown := [name for name in given.only if name not in every]:
-        raise ConfigError(f"--only {unknown[0]}: no such case; there are {', '.join(every)}")
+        raise ConfigError(f"--only {unknown[0]}: no such case; there are {' '.join(map(shlex.quote, every))}")
     console = Console(stderr=True)
     rows: list[tuple[Case, list[Measured]]] = []
     copied, device = bandwidth(given.device, given.threads)

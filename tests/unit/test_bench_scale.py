@@ -28,6 +28,7 @@ def test_all_tables_of_a_small_pool(script, monkeypatch, tmp_path):
     image = script.Image("small", (32, 32), (32, 32), (8, 16), 1, 2, (8, 8))
     monkeypatch.setattr(script, "IMAGES", (image,))
     monkeypatch.setattr(script, "POOLS", (360, 36_000))
+    monkeypatch.setattr(script, "ENOUGH", 720)
     assert script.main(["--rows", "720", "--threads", "1", "--out", str(tmp_path / "scale.md")]) == 0
     text = (tmp_path / "scale.md").read_text()
 
@@ -41,6 +42,15 @@ def test_all_tables_of_a_small_pool(script, monkeypatch, tmp_path):
     ]
     assert all(int(regions) > 0 for _, _, regions in chosen)
     assert "s x rows / 720 |" in text
+    few = script.fleet(script.ImageCost(image, 1.0, 1.0, 1.0, 1.0, 9), 0.5, 360, "cpu")[-1]
+    assert "give --rows 720" in few and "CPU s" not in few  # their time goes with the regions bought
+
+
+@pytest.mark.parametrize("tool", ["bench_scale", "bench_engine"])
+def test_without_a_gpu_the_tools_say_what_to_leave_out(script, monkeypatch, capsys, tool):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert importlib.import_module(tool).main(["--device", "cuda"]) != 0
+    assert "--device cuda: torch sees no CUDA device; leave it out" in capsys.readouterr().err
 
 
 def test_the_fleet_divides_by_the_rows_that_were_chosen_from(script, monkeypatch):
