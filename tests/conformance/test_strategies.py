@@ -193,15 +193,20 @@ def _affordable_at_first(offers: Offers, budget: Budget) -> list[int]:
     return (cheap & ~barred[:, offers.labelled].any(1)).nonzero()[:, 0].tolist()
 
 
+def tied(case: Case) -> tuple[Offers, Budget, Round]:
+    """The case with equal numbers everywhere, so that ties decide."""
+    recipe, budget, when = case
+    offers = random_offers(*recipe)
+    assume(_affordable_at_first(offers, budget))
+    tied = replace(offers, score=(offers.score * 2).round(), embedding=(offers.embedding * 2).round())
+    return tied, budget, when
+
+
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
 @settings(max_examples=20, deadline=None)
 @given(case=cases(), shuffle=st.integers(0, 1000))
 def test_order_of_rows_does_not_matter(name: str, case: Case, shuffle: int) -> None:
-    recipe, budget, when = case
-    offers = random_offers(*recipe)
-    assume(_affordable_at_first(offers, budget))
-    # equal numbers everywhere, so that ties decide
-    offers = replace(offers, score=(offers.score * 2).round(), embedding=(offers.embedding * 2).round())
+    offers, budget, when = tied(case)
     mixed = torch.randperm(len(offers), generator=torch.Generator().manual_seed(shuffle))
     one = choose(name, offers, budget, when)
     two = choose(name, offers[mixed], budget, when)
@@ -227,10 +232,7 @@ def renumbered(name: str, offers: Offers, gen: torch.Generator) -> Offers:
 @settings(max_examples=20, deadline=None)
 @given(case=cases(), shuffle=st.integers(0, 1000))
 def test_numbers_of_images_and_groups_do_not_matter(name: str, case: Case, shuffle: int) -> None:
-    recipe, budget, when = case
-    offers = random_offers(*recipe)
-    assume(_affordable_at_first(offers, budget))
-    offers = replace(offers, score=(offers.score * 2).round(), embedding=(offers.embedding * 2).round())
+    offers, budget, when = tied(case)
     other = renumbered(name, offers, torch.Generator().manual_seed(shuffle))
     one, two = (choose(name, o, budget, when) for o in (offers, other))
     assert offers.key[one.rows].tolist() == other.key[two.rows].tolist()

@@ -26,7 +26,7 @@ from dal_dense.ranks import _FAILED, Ranks, _portable, _Told
 from dal_dense.records import ImageRecord
 from dal_dense.tasks.base import Hooks, Task
 from tests.conformance.test_strategies import Case, cases, random_offers
-from tests.unit.test_shortlist import QUOTA, RANKINGS, few_at_once, flat
+from tests.unit.test_shortlist import QUOTA, RANKINGS, few_at_once, two_plans
 
 Table = Callable[[int, object], list[object]]
 
@@ -170,23 +170,14 @@ def test_processes_choose_as_from_one_place(name: str, case: Case, size: int, co
 
 def test_another_plan_forgets_the_picks_of_the_one_before(tmp_path: Path) -> None:
     """Worth a second fills the budget from images 0 and 1; the best single, of image 2, comes instead and then 0."""
-    n = 8
-    offers = flat(n + 2, 0)
-    offers = replace(
-        offers,
-        image=torch.cat([torch.zeros(n, dtype=torch.int64), torch.tensor([1, 2])]),  # all of image 0 in one place
-        key=torch.arange(n + 2),
-        score=torch.tensor([10.0] * n + [6.0, 50.0]),
-        seconds=torch.tensor([1.0] * n + [10.0, 95.0]),
-        image_seconds=torch.zeros(n + 2),
-    )
+    offers = two_plans()
     views = views_of(offers)
     found = {view.record.id: offers[offers.image == view.image] for view in views}
     terms = Terms(StrategyConfig(name="per_second"), Budget(100.0), Round(1, 2, 0), QUOTA, 1.0, False, tmp_path)
 
     def steps(shards: PoolShards) -> None:
         shards.look(views)
-        assert shards.rows(shards.choose()).key.tolist() == [n + 1, 0]
+        assert shards.rows(shards.choose()).key.tolist() == [9, 0]
 
     with few_at_once(4, 100):
         in_processes(2, found, terms, steps)

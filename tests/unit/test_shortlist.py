@@ -203,11 +203,11 @@ def test_with_openings_overlaps_and_caps_it_lies_between_the_best_single_and_the
     assert total <= brute_force(offers, worth, replace(budget, seconds=budget.seconds + 1e-4)) + 1e-9
 
 
-def test_a_plan_as_long_as_the_one_before_is_another_plan() -> None:
-    """The plan by worth a second has bought one row when the shard is last asked; the best single comes instead."""
+def two_plans() -> Offers:
+    """For 100 s: by worth a second rows of images 0 and 1; or the best single one, row 9 of image 2, and then row 0."""
     n = 8
     offers = flat(n + 2, 0)
-    offers = replace(
+    return replace(
         offers,
         image=torch.cat([torch.zeros(n, dtype=torch.int64), torch.tensor([1, 2])]),  # all of image 0 in one place
         key=torch.arange(n + 2),
@@ -215,12 +215,17 @@ def test_a_plan_as_long_as_the_one_before_is_another_plan() -> None:
         seconds=torch.tensor([1.0] * n + [10.0, 95.0]),
         image_seconds=torch.zeros(n + 2),
     )
+
+
+def test_a_plan_as_long_as_the_one_before_is_another_plan() -> None:
+    """The plan by worth a second has bought one row when the shard is last asked; the best single comes instead."""
+    offers = two_plans()
     for count in (4, 100):
         with few_at_once(count, 100):
             chosen = acquire(
                 offers, Budget(100.0), StrategyConfig(name="per_second"), Round(1, 2, 0), quota_classes=QUOTA
             )
-        assert chosen.rows.tolist() == [n + 1, 0]
+        assert chosen.rows.tolist() == [9, 0]
 
 
 def test_passes_are_few_where_a_cap_closes_the_best_rows() -> None:
