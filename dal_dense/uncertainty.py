@@ -9,7 +9,7 @@ on stacked draws say the same in one line each; tests hold the two against each 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from warnings import warn
 
@@ -193,17 +193,34 @@ class DrawSums:
         self.count, self._probs, self._entropy = 0, None, None
         last = "expected_entropy" if "expected_entropy" in wanted else "mutual_information"  # needs the sum no more
         maps = {name: expected if name == last else empty(expected.shape, expected.device) for name in wanted}
-
-        def work(pieces: Sequence[slice]) -> None:
-            for piece in pieces:
-                here = _Piece(_flat(mean)[:, piece], expected.view(-1)[piece])
-                for values in (*here.mean, here.expected):
-                    values /= count
-                for name in wanted:
-                    maps[name].view(-1)[piece] = MAPS[name](here)
-
-        in_pieces(expected.numel(), voxels_a_piece(mean.device), mean.device, work)
+        flat = _flat(mean), expected.view(-1), count, {name: m.view(-1) for name, m in maps.items()}
+        if mean.is_cpu:
+            uncertainty_cpu.finish(*flat)
+        else:
+            finish_plainly(*flat)
         return mean, maps
+
+
+def finish_plainly(
+    total: Float32[Tensor, "classes voxels"],
+    entropies: Float32[Tensor, " voxels"],
+    count: int,
+    maps: Mapping[str, Float32[Tensor, " voxels"]],
+) -> None:
+    """Make means of both sums of `count` draws, in place, and fill the maps; by torch alone, on any device.
+
+    The map that is made last may lie where `entropies` does.
+    """
+
+    def work(pieces: Sequence[slice]) -> None:
+        for piece in pieces:
+            here = _Piece(total[:, piece], entropies[piece])
+            for values in (*here.mean, here.expected):
+                values /= count
+            for name, filled in maps.items():
+                filled[piece] = MAPS[name](here)
+
+    in_pieces(len(entropies), voxels_a_piece(total.device), total.device, work)
 
 
 class _Piece:

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dal_dense import uncertainty
+from dal_dense import uncertainty, uncertainty_cpu
 from dal_dense.pieces import ON_CPU
 from dal_dense.uncertainty import MAPS, DrawSums
 
@@ -77,6 +78,18 @@ def test_maps_where_one_piece_ends_and_the_next_begins(voxels: int, dtype: torch
     draws = stack(voxels, 2, 3, (voxels,)).to(dtype)
     assert_as_defined(draws)
     assert torch.equal(uncertainty.likeliest(draws[0]).long(), draws[0].argmax(0))
+
+
+@pytest.mark.parametrize("some", [MAPS, ("mutual_information", "margin"), ("expected_entropy", "mutual_information")])
+def test_the_plain_way_makes_the_same_maps(some: Iterable[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other devices do; `finish` lays a map where the sum of H(p) was."""
+    draws = stack(4, 3, 5, (2 * ON_CPU + 7,)).float()
+    mean, maps = streamed(draws).finish(some)
+    monkeypatch.setattr(uncertainty_cpu, "finish", uncertainty.finish_plainly)
+    plain, others = streamed(draws).finish(some)
+    assert torch.equal(mean, plain)
+    assert list(maps) == list(others) == list(some)
+    assert all(torch.equal(maps[name], others[name]) for name in some)
 
 
 def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
