@@ -74,8 +74,8 @@ def stored_offers(run: Run) -> Path:
 def _from_one_place(run: Run, plan: Plan, when: Round) -> Query:
     gathered = Gathered(stored_offers(run))
     for view, found in _usable(run, plan, partial(_looked, run, plan)):
-        gathered.add(found if plan.budget.min_gap is None else view.timed(found))
-    offers = corrected(gathered.all(), plan.correction)
+        gathered.add(corrected(found if plan.budget.min_gap is None else view.timed(found), plan.correction))
+    offers = gathered.all()
     del gathered
     while True:
         bought = acquire(offers, plan.budget, run.config.strategy, when, quota_classes=run.quota_classes, checked=True)

@@ -9,6 +9,7 @@ of its file: only the pages of the columns that are looked at come into memory, 
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -177,14 +178,17 @@ class Gathered:
 
 
 def without_images(offers: Offers, gone: Tensor, folder: Path) -> Offers:
-    """The rows of the other images, gathered anew some rows at a time.
+    """The rows of the other images, gathered anew some rows at a time; files of `offers` are removed.
 
     Args:
         offers: rows.
         gone: bool, by image number: leave its rows out.
         folder: as for `Gathered`.
     """
+    before = list(folder.iterdir()) if folder.exists() else []
     left = Gathered(folder)
     for rows in torch.split((~gone[offers.image]).nonzero()[:, 0], MANY):
         left.add(offers[rows])
+    for old in before:
+        shutil.rmtree(old)
     return left.all()

@@ -67,6 +67,14 @@ def zeros(shape: Sequence[int], device: torch.device) -> Float32[Tensor, "..."]:
     )
 
 
+def divide(sums: Float32[Tensor, "*any"], by: int, out: Float32[Tensor, "*any"]) -> None:
+    """The quotients; on the CPU by NumPy, which starts no threads of its own."""
+    if out.is_cpu:
+        np.divide(sums.numpy(), np.float32(by), out=out.numpy())
+    else:
+        torch.div(sums, torch.full((), by, dtype=sums.dtype, device=sums.device), out=out)  # by a number: times 1 / by
+
+
 def _on_cpu(device: torch.device) -> bool:
     return device.type == "cpu"
 

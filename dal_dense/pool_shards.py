@@ -85,7 +85,7 @@ class PoolShard:
         apart = self._terms.budget.min_gap is not None
         for view in views:  # in order, so that the rows of each image lie together
             if (offers := held.pop(view.image, None)) is not None:
-                self._gathered.add(view.timed(offers) if apart else offers)
+                self._gathered.add(corrected(view.timed(offers) if apart else offers, self._terms.correction))
         return found
 
     def labelled(self) -> Offers | None:
@@ -127,14 +127,17 @@ class PoolShard:
         offers = self._all()
         if offers is None:
             return
-        gone = torch.isin(torch.arange(int(offers.image.max()) + 1 if len(offers) else 0), torch.tensor(images))
+        bad = torch.tensor(images)
+        if not torch.isin(bad, offers.image).any():
+            return
+        gone = torch.isin(torch.arange(int(offers.image.max()) + 1), bad)
         self._offers = self._local = None
         self._offers = without_images(offers, gone.to(offers.device), self._folder)
 
     def _all(self) -> Offers | None:
         """All that is on offer here, once the look is over."""
         if not self._gathered.nothing:
-            self._offers = corrected(self._gathered.all(), self._terms.correction)
+            self._offers = self._gathered.all()
             self._gathered = Gathered(self._folder)
         return self._offers
 

@@ -9,7 +9,7 @@ on stacked draws say the same in one line each; tests hold the two against each 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, cached_property
 from warnings import warn
 
@@ -18,7 +18,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from dal_dense import uncertainty_cpu
-from dal_dense.pieces import empty, in_pieces, voxels_a_piece, zeros
+from dal_dense.pieces import ON_GPU, divide, empty, in_pieces, voxels_a_piece, zeros
 
 
 def entropy(probs: Float[Tensor, "classes *grid"]) -> Float[Tensor, "*grid"]:
@@ -37,17 +37,6 @@ def entropy_plainly(probs: Float[Tensor, "classes *grid"]) -> Float[Tensor, "*gr
     for p in probs[1:]:
         total += torch.special.entr(p.float())
     return total
-
-
-def margin(probs: Float[Tensor, "classes *grid"]) -> Float[Tensor, "*grid"]:
-    """1 - (p1 - p2) of the two likeliest classes: larger is less certain (Scheffer et al. 2001)."""
-    first, second = _two_largest(probs)
-    return torch.clamp(1 - (first - second), 0, 1)
-
-
-def least_confidence(probs: Float[Tensor, "classes *grid"]) -> Float[Tensor, "*grid"]:
-    """1 - p of the likeliest class (Lewis & Gale 1994)."""
-    return torch.clamp(1 - _two_largest(probs)[0], 0, 1)
 
 
 def likeliest(probs: Float[Tensor, "classes *grid"]) -> UInt8[Tensor, "*grid"]:
@@ -86,12 +75,14 @@ def mutual_information(draws: Float[Tensor, "draws classes *grid"]) -> Float[Ten
     return predictive_entropy(draws) - expected_entropy(draws)
 
 
-def _two_largest(probs: Float[Tensor, "classes *grid"]) -> tuple[Float[Tensor, "*grid"], Float[Tensor, "*grid"]]:
-    first = probs[0].float().clone()  # float() is the input itself where it is float32 already
-    second = torch.zeros_like(first)
+def two_largest(
+    probs: Float32[Tensor, "classes voxels"],
+) -> tuple[Float32[Tensor, " voxels"], Float32[Tensor, " voxels"]]:
+    """Probabilities of the two likeliest classes; by torch alone."""
+    first, second = probs[0].clone(), torch.zeros_like(probs[0])
     for p in probs[1:]:
         torch.maximum(second, torch.minimum(first, p), out=second)
-        torch.maximum(first, p.float(), out=first)
+        torch.maximum(first, p, out=first)
     return first, second
 
 
@@ -193,53 +184,64 @@ class DrawSums:
         self.count, self._probs, self._entropy = 0, None, None
         last = "expected_entropy" if "expected_entropy" in wanted else "mutual_information"  # needs the sum no more
         maps = {name: expected if name == last else empty(expected.shape, expected.device) for name in wanted}
-        flat = _flat(mean), expected.view(-1), count, {name: m.view(-1) for name, m in maps.items()}
-        if mean.is_cpu:
-            uncertainty_cpu.finish(*flat)
-        else:
-            finish_plainly(*flat)
+
+        def work(pieces: Sequence[slice]) -> None:
+            scratch = uncertainty_cpu.Scratch(len(mean)) if mean.is_cpu else None
+            for piece in pieces:
+                here = _Piece(_flat(mean)[:, piece], expected.view(-1)[piece], scratch)
+                for sums in (here.mean, here.expected):
+                    divide(sums, count, sums)
+                for name in wanted:
+                    MAPS[name](here, maps[name].view(-1)[piece])
+
+        step = uncertainty_cpu.step(len(mean)) if mean.is_cpu else ON_GPU
+        in_pieces(expected.numel(), step, mean.device, work)
         return mean, maps
-
-
-def finish_plainly(
-    total: Float32[Tensor, "classes voxels"],
-    entropies: Float32[Tensor, " voxels"],
-    count: int,
-    maps: Mapping[str, Float32[Tensor, " voxels"]],
-) -> None:
-    """Make means of both sums of `count` draws, in place, and fill the maps; by torch alone, on any device.
-
-    The map that is made last may lie where `entropies` does.
-    """
-
-    def work(pieces: Sequence[slice]) -> None:
-        for piece in pieces:
-            here = _Piece(total[:, piece], entropies[piece])
-            for values in (*here.mean, here.expected):
-                values /= count
-            for name, filled in maps.items():
-                filled[piece] = MAPS[name](here)
-
-    in_pieces(len(entropies), voxels_a_piece(total.device), total.device, work)
 
 
 class _Piece:
     """The mean draw and the mean H(p) in some voxels; what two maps are made of is worked out once."""
 
-    def __init__(self, mean: Float[Tensor, "classes voxels"], expected: Float[Tensor, " voxels"]) -> None:
-        self.mean, self.expected = mean, expected
+    def __init__(
+        self,
+        mean: Float[Tensor, "classes voxels"],
+        expected: Float[Tensor, " voxels"],
+        scratch: uncertainty_cpu.Scratch | None,
+    ) -> None:
+        self.mean, self.expected, self._scratch = mean, expected, scratch
 
     @cached_property
     def entropy(self) -> Float[Tensor, " voxels"]:
-        """H of the mean."""
-        return entropy(self.mean)
+        """H of the mean; p may exceed 1 by rounding, where -p log p is below 0."""
+        found = entropy_plainly(self.mean) if self._scratch is None else self._scratch.entropy(self.mean)
+        return found.clamp_min_(0)
+
+    @cached_property
+    def two_largest(self) -> tuple[Float[Tensor, " voxels"], Float[Tensor, " voxels"]]:
+        """Probabilities of the two likeliest classes."""
+        return two_largest(self.mean) if self._scratch is None else self._scratch.two_largest(self.mean)
 
 
-MAPS: dict[str, Callable[[_Piece], Tensor]] = {
-    "predictive_entropy": lambda here: here.entropy,
-    "expected_entropy": lambda here: here.expected.clamp_min(0),
-    "mutual_information": lambda here: (here.entropy - here.expected).clamp_min_(0),  # below 0 only by rounding
-    "margin": lambda here: margin(here.mean),
-    "least_confidence": lambda here: least_confidence(here.mean),
+def _mutual_information(here: _Piece, out: Float[Tensor, " voxels"]) -> None:
+    """Below 0 only by rounding."""
+    torch.sub(here.entropy, here.expected, out=out).clamp_min_(0)
+
+
+def _margin(here: _Piece, out: Float[Tensor, " voxels"]) -> None:
+    """1 - (p1 - p2) of the two likeliest classes: larger is less certain (Scheffer et al. 2001)."""
+    torch.sub(*here.two_largest, out=out).neg_().add_(1).clamp_(0, 1)
+
+
+def _least_confidence(here: _Piece, out: Float[Tensor, " voxels"]) -> None:
+    """1 - p of the likeliest class (Lewis & Gale 1994)."""
+    torch.neg(here.two_largest[0], out=out).add_(1).clamp_(0, 1)
+
+
+MAPS: dict[str, Callable[[_Piece, Tensor], object]] = {
+    "predictive_entropy": lambda here, out: out.copy_(here.entropy),
+    "expected_entropy": lambda here, out: torch.clamp_min(here.expected, 0, out=out),
+    "mutual_information": _mutual_information,
+    "margin": _margin,
+    "least_confidence": _least_confidence,
 }
-"""Every map by name."""
+"""What fills every map, by name."""

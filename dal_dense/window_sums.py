@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from dal_dense.pieces import empty, in_pieces
+from dal_dense.pieces import divide, empty, in_pieces
 
 ON_CPU = 1 << 17
 """Voxels a slab: the few slabs that one sum needs fit a core's cache."""
@@ -67,7 +67,7 @@ def means_at(
             flat = spare[2][: length * width]
             _copy(strips[:, part], flat.view(length, width))
             sums = _window_sums(flat, box[0], width, spare).view(-1, width)
-            _divide(_picked(sums, 0, picks[0]), prod(box), filled[:, part])
+            divide(_picked(sums, 0, picks[0]), prod(box), filled[:, part])
 
     in_pieces(length, planes, values.device, inner)
     in_pieces(strips.shape[1], columns_a_strip, values.device, outer)
@@ -137,13 +137,6 @@ def _multiply(one: Tensor, other: Tensor, out: Tensor) -> None:
         np.multiply(one.numpy(), other.numpy(), out=out.numpy())
     else:
         torch.mul(one, other, out=out)
-
-
-def _divide(sums: Tensor, by: int, out: Tensor) -> None:
-    if out.is_cpu:
-        np.divide(sums.numpy(), np.float32(by), out=out.numpy())
-    else:
-        torch.div(sums, torch.full((), by, dtype=sums.dtype, device=sums.device), out=out)  # by a number: times 1 / by
 
 
 def _copy(values: Tensor, out: Tensor) -> None:

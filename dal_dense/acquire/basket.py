@@ -109,10 +109,9 @@ class Basket:
             self._close(taken, some)
         self.spent = spent
 
-    def copy(self, budget: Budget | None = None) -> Basket:
-        """An independent basket with the same content, to try a plan, also with another budget."""
+    def copy(self) -> Basket:
+        """An independent basket with the same content, to try a plan."""
         other = copy.copy(self)
-        other.budget = budget or self.budget
         other.price = self.price.clone()
         other.rows, other.seconds, other.values = self.rows[:], self.seconds[:], self.values[:]
         other._per_image, other._per_group = dict(self._per_image), dict(self._per_group)

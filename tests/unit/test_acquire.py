@@ -127,6 +127,15 @@ def test_basket_refuses_what_is_not_affordable() -> None:
             basket.take(row, 1.0)
 
 
+@pytest.mark.parametrize("name", ["kmeans", "typiclust", "badge", "facility_location", "probcover"])
+def test_a_row_that_rounding_made_too_dear_at_first_is_no_fault_of_the_picker(name: str) -> None:
+    """Its image is opened by the other row, and then it costs a last bit less than it did."""
+    little = 1.5 * 2.0**-24  # 1 + little is 1 + 2 * 2**-24 in float32
+    offers = table(2, image=[0, 0], start=[0, 5], seconds=[little, 0.0], opening=[1.0, 1.0], embedding=[[0.0], [1.0]])
+    for seed in range(8):
+        assert choose(name, offers, 1 + little, Round(1, 1, seed)).rows.tolist() == [1]
+
+
 def test_copy_of_a_basket_is_independent() -> None:
     basket = Basket(table(4, image=[0, 0, 1, 1], start=[0, 1, 0, 1]), Budget(9.0, 1, 1))
     basket.copy().take(0, 1.0)

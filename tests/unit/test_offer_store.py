@@ -131,9 +131,11 @@ def test_gathered_rows_are_the_same_in_memory_and_on_disk(
     assert not gathered.nothing and same(gathered.all(), concat(images()))
     assert (tmp_path / "offers").exists() == (many < 10**6)  # a small pool leaves no trace
     gone = torch.tensor([False, True, False, False, True])
-    left = without_images(gathered.all(), gone, tmp_path / "offers")
+    every = gathered.all()
+    left = without_images(every, gone, tmp_path / "offers")
     assert same(left, concat([images()[i] for i in (0, 2, 3)]))
-    assert same(gathered.all(), concat(images()))
+    assert same(every, concat(images()))
+    assert len([*tmp_path.glob("offers/*")]) == (many < 10**6)  # the files of `every` are gone
     with pytest.raises(DataError, match=r"Offers.score must be finite and >= 0; row 0"):
         gathered.add(replace(images()[0], score=-images()[0].score - 1))
 

@@ -283,9 +283,7 @@ def test_purchases_and_candidates_are_those_of_the_plain_rule(case: Case, at_onc
     while (row := plan.best(draw)) is not None:
         plan.take(row, draw[row])
     value = summed_score(offers)
-    large = Basket(offers, budget).copy(
-        replace(budget, seconds=4 * budget.seconds, max_per_image=None, max_per_group=None)
-    )
+    large = Basket(offers, replace(budget, seconds=4 * budget.seconds, max_per_image=None, max_per_group=None))
     among = Basket(offers, budget).affordable()
     while (row := large.best(value, among)) is not None and len(large.rows) < 8:
         large.take(row, value[row])

@@ -4,7 +4,6 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dal_dense import uncertainty, uncertainty_cpu
+from dal_dense import uncertainty
 from dal_dense.pieces import ON_CPU
 from dal_dense.uncertainty import MAPS, DrawSums
 
@@ -80,16 +79,14 @@ def test_maps_where_one_piece_ends_and_the_next_begins(voxels: int, dtype: torch
     assert torch.equal(uncertainty.likeliest(draws[0]).long(), draws[0].argmax(0))
 
 
-@pytest.mark.parametrize("some", [MAPS, ("mutual_information", "margin"), ("expected_entropy", "mutual_information")])
-def test_the_plain_way_makes_the_same_maps(some: Iterable[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What other devices do; `finish` lays a map where the sum of H(p) was."""
-    draws = stack(4, 3, 5, (2 * ON_CPU + 7,)).float()
-    mean, maps = streamed(draws).finish(some)
-    monkeypatch.setattr(uncertainty_cpu, "finish", uncertainty.finish_plainly)
-    plain, others = streamed(draws).finish(some)
-    assert torch.equal(mean, plain)
-    assert list(maps) == list(others) == list(some)
-    assert all(torch.equal(maps[name], others[name]) for name in some)
+def test_torch_alone_makes_the_same_maps() -> None:
+    """What is done on other devices."""
+    draws = stack(4, 3, 5, (500,)).float()
+    mean, maps = streamed(draws).finish(MAPS)
+    plain = uncertainty._Piece(mean, uncertainty.expected_entropy(draws), scratch=None)
+    for name, values in maps.items():
+        MAPS[name](plain, out := torch.empty(500))
+        torch.testing.assert_close(values, out, atol=1e-6, rtol=0)
 
 
 def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,6 +102,13 @@ def test_draws_need_not_be_contiguous() -> None:
     whole = stack(5, 2, 3, (9, 8, 7)).float()
     for draws in (whole.movedim(2, 4), whole[:, :, 2:5], whole[..., 1::2]):
         assert_as_defined(draws)
+
+
+def test_a_draw_of_any_type_may_hold_a_gradient() -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        mean, _ = streamed(torch.full((1, 2, 4), 0.5, dtype=dtype, requires_grad=True)).finish()
+        assert mean.tolist() == [[0.5] * 4] * 2
+        assert not mean.requires_grad
 
 
 @pytest.mark.parametrize("name", MAPS)
