@@ -41,7 +41,7 @@ class FacilityLocation:
         for part in blocks(len(rows), max(centres.shape), rows.device) if len(centres) else ():
             best = (unit[part] @ labelled.T).amax(1)
             self._bar[part] = torch.where(best > 0, best + ALIKE, 0)
-        self._unit = torch.nn.functional.pad(unit, (0, 1), value=1.0)  # the last column takes a bar off, see `_of`
+        self._unit = unit
         self._gain = self._anew()
 
     def next(self, allowed: Bool[Tensor, " N"]) -> tuple[int, float]:
@@ -53,7 +53,7 @@ class FacilityLocation:
 
     def add(self, row: int) -> None:
         """Let a row serve those that are like it."""
-        alike = self._unit[:, :-1] @ self._unit[row, :-1]
+        alike = self._unit @ self._unit[row]
         better = (alike > self._bar).nonzero()[:, 0]
         room = (alike + ALIKE - self._bar)[better]
         if 2 * len(better) > len(alike):
@@ -71,7 +71,7 @@ class FacilityLocation:
 
     def _anew(self) -> Float64[Tensor, " N"]:
         """What each row adds now; the similarity of two rows is worked out once for both."""
-        found, unit = torch.zeros_like(self._bar, dtype=torch.float64), self._unit[:, :-1]
+        found, unit = torch.zeros_like(self._bar, dtype=torch.float64), self._unit
         for a in sides(len(unit), unit.device):
             for b in sides(a.stop, unit.device):
                 alike = unit[a] @ unit[b].T
@@ -81,15 +81,12 @@ class FacilityLocation:
         return found
 
     def _of(
-        self, unit: Float[Tensor, "n F"], served: Int[Tensor, " m"], room: Float[Tensor, " m"]
+        self, unit: Float[Tensor, "n E"], served: Int[Tensor, " m"], room: Float[Tensor, " m"]
     ) -> Float64[Tensor, " n"]:
-        """What rows add by serving others better, each by so much at most.
-
-        One product gives (cosine - bar) / room, which then lies in 0..1 for all: bounds of their own cost more time.
-        """
+        """What rows add by serving others better, each by so much at most."""
         found = torch.zeros_like(unit[:, 0], dtype=torch.float64)
         for few in sides(len(served), unit.device):
-            wanted = torch.cat([self._unit[served[few], :-1], -self._bar[served[few], None]], 1) / room[few, None]
+            theirs, bar = self._unit[served[few]], self._bar[served[few]]
             for part in sides(len(unit), unit.device):
-                found[part] += (unit[part] @ wanted.T).clamp_(0, 1) @ room[few]
+                found[part] += (unit[part] @ theirs.T).clamp_(bar, bar + room[few]).sub_(bar).sum(1)
         return found
