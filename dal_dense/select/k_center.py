@@ -44,7 +44,9 @@ class KCenter:
         self._rows, self._begun = rows, len(centres) > 0
         self._eager = rows.device.type in EAGER
         self._middle = middle_of(rows)
-        self._norm = torch.cat([square(rows[part] - self._middle) for part in _parts(rows, 1)])
+        self._norm = rows.new_empty(len(rows))  # before the loop: small arrays made between large ones pin their memory
+        for part in _parts(rows, 1):
+            self._norm[part] = square(rows[part] - self._middle)
         # |computed - true| of a squared distance is at most this times |x|^2 + distance^2: a product and two norms
         # of E terms each, and |c| <= |x| + distance
         self._slack = (6 * rows.shape[1] + 32) * _UNIT
