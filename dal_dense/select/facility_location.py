@@ -9,11 +9,13 @@ close to it. Lazy greedy (Minoux 1978) looks at more: the first picks lower ever
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from dal_dense.select.blocks import blocks, sides
+from dal_dense.select.blocks import CELLS, blocks, one_thread, sides, sized
 
 ALIKE = 2e-6
 """Cosines that differ by less are equal, for they are float32: a copy of a chosen row gains nothing."""
@@ -60,6 +62,12 @@ class FacilityLocation:
             self._bar[better] += room
             self._gain = self._anew()
             return
+        with one_thread() if len(better) * len(alike) <= sized(CELLS, alike.device) else nullcontext():
+            self._serve(alike, better, room)
+        self._bar[better] += room
+
+    def _serve(self, alike: Float[Tensor, " N"], better: Int[Tensor, " b"], room: Float[Tensor, " b"]) -> None:
+        """Take from the gains what a pick, as much alike to each row, adds to the rows it serves better."""
         # By the triangle inequality only rows within angle(i, pick) + arccos(bar_i) of the pick exceed the bar of i.
         angle = alike.clamp(-1, 1).acos()
         limit = angle.kthvalue(len(angle) // NEAR + 1).values
@@ -67,7 +75,6 @@ class FacilityLocation:
         near = (angle <= limit).nonzero()[:, 0]
         self._gain[near] -= self._of(self._unit[near], better[closed], room[closed])
         self._gain -= self._of(self._unit, better[~closed], room[~closed])
-        self._bar[better] += room
 
     def _anew(self) -> Float64[Tensor, " N"]:
         """What each row adds now; the similarity of two rows is worked out once for both."""
