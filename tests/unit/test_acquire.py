@@ -272,6 +272,9 @@ def test_power_draws_in_proportion_to_score_to_beta() -> None:
         for row in range(3):
             p = weight[row] / sum(weight)
             assert abs(first[row] / 400 - p) < 4 * math.sqrt(p * (1 - p) / 400)
+    offers = table(9, score=[8.0] + 8 * [1.0])  # with the noise taken off instead of added, 0.72
+    first = Counter(int(choose("power", offers, 1.0, Round(1, 1, s)).rows[0]) for s in range(400))
+    assert abs(first[0] / 400 - 0.5) < 0.1
 
 
 # --- uniform --------------------------------------------------------------------------------

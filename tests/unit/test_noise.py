@@ -69,6 +69,7 @@ def test_keys_belong_to_image_and_box_alone() -> None:
     assert torch.equal(parts, keys[mixed])
     assert len(keys.unique()) == 300 and int(keys.min()) >= 0
     assert not torch.isin(noise.region_keys("other", boxes), keys).any()
+    assert not torch.isin(noise.region_keys("case", Regions(start, boxes.stop + 50)), keys).any()
     swapped = Regions(boxes.start.flip(1), boxes.stop.flip(1))
     assert not torch.isin(noise.region_keys("case", swapped), keys)[boxes.start[:, 0] != boxes.start[:, 2]].any()
 

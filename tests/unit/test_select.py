@@ -363,6 +363,8 @@ def test_k_means_leaves_an_empty_cluster_where_it_is() -> None:
     x = torch.zeros(5, 2)
     found = k_means(x, 3, torch.arange(5), 0)
     assert found.label.tolist() == [0] * 5 and found.inertia == 0 and found.centres.isfinite().all()
+    centres = torch.arange(6.0).view(3, 2)
+    assert MEANS._means(x + 7, torch.ones(5, dtype=torch.int64), centres).tolist() == [[0, 1], [7, 7], [4, 5]]
 
 
 def test_k_means_picks_the_middle_of_each_blob_the_largest_first() -> None:
