@@ -1,6 +1,6 @@
 """From what a round looks at to its query: the pool is looked at, bad images are set aside, regions are chosen.
 
-A strategy that ranks rows chooses from shards: every process keeps what it found, and hands over candidates. The
+Strategies that can choose from shards: every process keeps what it found, and hands over candidates. The
 others need the whole pool in one place, and every process sends what it found to the first.
 """
 
@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 
 from dal_dense import jobs, pool_shards
-from dal_dense.acquire import Budget, Round, Selection, acquire, is_ranking
+from dal_dense.acquire import Budget, Round, Selection, acquire, in_shards
 from dal_dense.errors import DataError, PoolExhausted
 from dal_dense.offer_store import Gathered, without_images
 from dal_dense.offers import KINDS, Offers
@@ -61,7 +61,7 @@ def chosen(run: Run, plan: Plan) -> Query:
     when = Round(plan.query.round, run.config.budget.rounds, plan.query.seed)
     shutil.rmtree(stored_offers(run), ignore_errors=True)  # of a round that was cut off
     try:
-        return (_from_shards if is_ranking(run.config.strategy, when) else _from_one_place)(run, plan, when)
+        return (_from_shards if in_shards(run.config.strategy, when) else _from_one_place)(run, plan, when)
     finally:
         shutil.rmtree(stored_offers(run), ignore_errors=True)
 

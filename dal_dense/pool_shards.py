@@ -17,7 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from dal_dense.acquire import Budget, Picks, Round, choose, shard_of
-from dal_dense.acquire.shards import LocalShard, Stock, labelled_of
+from dal_dense.acquire.shards import BasketShard, Stock, labelled_of
 from dal_dense.acquire.shortlist import Candidates
 from dal_dense.config import StrategyConfig
 from dal_dense.errors import DataError
@@ -60,7 +60,7 @@ class PoolShard:
         self._folder = terms.folder / str(hooks.ranks.rank)
         self._gathered = Gathered(self._folder)
         self._offers: Offers | None = None
-        self._local: LocalShard | None = None
+        self._local: BasketShard | None = None
         self._picks = Picks()
 
     def look(self, views: Sequence[View]) -> list[DataError | None]:
@@ -111,10 +111,10 @@ class PoolShard:
         )
         return Stock.of(self._local.basket)
 
-    def best(self, more: Picks, anew: bool, count: int, per_second: bool) -> Candidates | None:
+    def best(self, more: Picks, anew: bool, count: int, ask: Any) -> Candidates | None:
         """As `acquire.shortlist.Shard` says; `more`: picks since the last call, or with `anew` all of another plan."""
         self._picks = more if anew else self._picks.and_then(more)
-        return None if self._local is None else self._local(self._picks, count, per_second)
+        return None if self._local is None else self._local(self._picks, count, ask)
 
     def rows(self, shard: Int[Tensor, " K"], row: Int[Tensor, " K"]) -> Offers | None:
         """Those of these rows that lie here, in order and with all columns, on the CPU."""
@@ -171,7 +171,8 @@ class PoolShards:
             known = concat([o for o in self._ask(PoolShard.labelled) if o is not None])
         stocks = [s for s in self._ask(PoolShard.open, known) if s is not None]
         self._told = Picks()
-        return choose(self, stocks, self._terms.budget, self._terms.strategy, self._terms.when)
+        terms = self._terms
+        return choose(self, stocks, terms.budget, terms.strategy, terms.when, terms.quota_classes)
 
     def rows(self, picks: Picks) -> Offers:
         """The chosen rows with their columns, in the order chosen, on the CPU."""
@@ -186,12 +187,12 @@ class PoolShards:
     def __len__(self) -> int:
         return self._ranks.size
 
-    def __call__(self, picks: Picks, count: int, per_second: bool) -> list[Candidates]:
+    def __call__(self, picks: Picks, count: int, ask: Any) -> list[Candidates]:
         """See `acquire.shortlist.Shards`; each shard is told only the picks that it does not know yet."""
         anew = not picks.begin_with(self._told)
         more = picks if anew else picks.since(self._told)
         self._told = picks
-        return [c for c in self._ask(PoolShard.best, more, anew, count, per_second) if c is not None]
+        return [c for c in self._ask(PoolShard.best, more, anew, count, ask) if c is not None]
 
     def _ask(self, method: Callable[Concatenate[PoolShard, P], T], *given: P.args, **named: P.kwargs) -> list[T]:
         self._ranks.told(lambda: (method, given, named))

@@ -19,15 +19,15 @@ from dal_dense.acquire.coreset import coreset
 from dal_dense.acquire.facility_location import facility_location
 from dal_dense.acquire.foreground import foreground_random
 from dal_dense.acquire.greedy import greedy
-from dal_dense.acquire.hybrid import hybrid
+from dal_dense.acquire.hybrid import Hybrid
 from dal_dense.acquire.kmeans import kmeans
 from dal_dense.acquire.per_second import better_of_two, per_second
 from dal_dense.acquire.power import power
 from dal_dense.acquire.ppal import ppal
 from dal_dense.acquire.probcover import probcover
 from dal_dense.acquire.random_ import random_
-from dal_dense.acquire.ranking import Ranking, worth_of
-from dal_dense.acquire.shards import LocalShard, Stock, labelled_of
+from dal_dense.acquire.ranking import Ranking, Sharded
+from dal_dense.acquire.shards import BasketShard, Stock, labelled_of
 from dal_dense.acquire.shortlist import InTurn, Picks, Shards
 from dal_dense.acquire.typiclust import typiclust
 from dal_dense.acquire.uniform import uniform
@@ -36,8 +36,8 @@ from dal_dense.errors import BudgetError, ConfigError, PoolExhausted
 from dal_dense.offers import Offers, check, concat
 
 __all__ = [
-    "STRATEGIES", "Basket", "Budget", "Picks", "Ranking", "Round", "Selection", "Strategy", "acquire", "acquire_shards",
-    "choose", "is_ranking", "shard_of",
+    "STRATEGIES", "Basket", "Budget", "Picks", "Ranking", "Round", "Selection", "Sharded", "Strategy", "acquire",
+    "acquire_shards", "choose", "in_shards", "shard_of",
 ]  # fmt: skip
 
 Strategy = Callable[[Offers, Basket, StrategyConfig, Round, Sequence[int]], None]
@@ -46,7 +46,7 @@ Strategy = Callable[[Offers, Basket, StrategyConfig, Round, Sequence[int]], None
 Rows come sorted by key, so "the first of equals" is the same in any order of the pool.
 """
 
-STRATEGIES: dict[StrategyName, Strategy | Ranking] = {
+STRATEGIES: dict[StrategyName, Strategy | Sharded] = {
     "random": Ranking(random_),
     "uniform": uniform,
     "foreground_random": foreground_random,
@@ -60,7 +60,7 @@ STRATEGIES: dict[StrategyName, Strategy | Ranking] = {
     "kmeans": kmeans,
     "typiclust": typiclust,
     "probcover": probcover,
-    "hybrid": hybrid,
+    "hybrid": Hybrid(),
     "box_count": Ranking(box_count),
     "ppal": ppal,
 }
@@ -95,7 +95,7 @@ def acquire(
         DataError: if a column holds NaN, infinite or negative numbers.
     """
     rule = STRATEGIES[_name(strategy, when)]
-    if isinstance(rule, Ranking):
+    if isinstance(rule, Sharded):
         return acquire_shards([offers], budget, strategy, when, quota_classes=quota_classes, checked=checked)
     _check(offers, quota_classes, checked)
     order = offers.key.argsort(stable=True)
@@ -126,7 +126,7 @@ def acquire_shards(
 
     Raises:
         BudgetError, DataError: as `acquire`.
-        ConfigError: also if the strategy is no `Ranking`.
+        ConfigError: also if the strategy is not `Sharded`.
     """
     apart = len(shards) > 1 and budget.min_gap is not None
     known = concat([labelled_of(o) for o in shards]) if apart else None
@@ -134,14 +134,14 @@ def acquire_shards(
         shard_of(o, budget, strategy, when, quota_classes=quota_classes, checked=checked, number=i, known=known)
         for i, o in enumerate(shards)
     ]
-    picks = choose(InTurn(parts), [Stock.of(part.basket) for part in parts], budget, strategy, when)
+    picks = choose(InTurn(parts), [Stock.of(part.basket) for part in parts], budget, strategy, when, quota_classes)
     first = torch.tensor([0, *map(len, shards)]).cumsum(0)
     return picks.selection((first[picks.taken.shard] + picks.taken.row).to(shards[0].device))
 
 
-def is_ranking(strategy: StrategyConfig, when: Round) -> bool:
+def in_shards(strategy: StrategyConfig, when: Round) -> bool:
     """Can this round be chosen from a pool in parts?"""
-    return isinstance(STRATEGIES[_name(strategy, when)], Ranking)
+    return isinstance(STRATEGIES[_name(strategy, when)], Sharded)
 
 
 def shard_of(
@@ -154,7 +154,7 @@ def shard_of(
     checked: bool = False,
     number: int = 0,
     known: Offers | None = None,
-) -> LocalShard:
+) -> BasketShard:
     """One part of a pool, to be asked by `choose`.
 
     Args:
@@ -164,35 +164,42 @@ def shard_of(
         known: with `Budget.min_gap`, the labelled rows of all parts (`shards.labelled_of`).
 
     Raises:
-        ConfigError: if a quota class does not exist, or the strategy is no `Ranking`.
+        ConfigError: if a quota class does not exist, or the strategy is not `Sharded`.
         DataError: as `acquire`.
     """
-    rule = _ranking(strategy, when)
+    rule = _sharded(strategy, when)
     _check(offers, quota_classes, checked)
-    return LocalShard(offers, budget, worth_of(rule, offers, strategy, when), number, known)
+    return rule.shard(offers, budget, strategy, when, tuple(quota_classes), number, known)
 
 
-def choose(shards: Shards, stocks: Sequence[Stock], budget: Budget, strategy: StrategyConfig, when: Round) -> Picks:
+def choose(
+    shards: Shards,
+    stocks: Sequence[Stock],
+    budget: Budget,
+    strategy: StrategyConfig,
+    when: Round,
+    quota_classes: Sequence[int],
+) -> Picks:
     """The choice from all shards together, wherever they lie.
 
     Args:
         shards: see `shard_of`.
         stocks: what is on offer in each before anything is bought.
-        budget, strategy, when: as for `acquire`.
+        budget, strategy, when, quota_classes: as for `acquire`.
 
     Raises:
         BudgetError, PoolExhausted: as `acquire`.
-        ConfigError: if the strategy is no `Ranking`.
+        ConfigError: if the strategy is not `Sharded`.
     """
     _check_budget(stocks, budget, when)
-    return _ranking(strategy, when).choose(shards, budget)
+    return _sharded(strategy, when).choose(shards, budget, strategy, when, tuple(quota_classes))
 
 
-def _ranking(strategy: StrategyConfig, when: Round) -> Ranking:
+def _sharded(strategy: StrategyConfig, when: Round) -> Sharded:
     name = _name(strategy, when)
     rule = STRATEGIES[name]
-    if not isinstance(rule, Ranking):
-        able = ", ".join(n for n, r in STRATEGIES.items() if isinstance(r, Ranking))
+    if not isinstance(rule, Sharded):
+        able = ", ".join(n for n, r in STRATEGIES.items() if isinstance(r, Sharded))
         raise ConfigError(f"strategy.name {name} needs the whole pool in one place; in shards there are: {able}")
     return rule
 

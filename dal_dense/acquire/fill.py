@@ -9,6 +9,7 @@ from dal_dense import noise
 from dal_dense.acquire import shortlist
 from dal_dense.acquire.basket import Basket
 from dal_dense.acquire.shards import LocalShard
+from dal_dense.acquire.shortlist import ByWorth, InTurn
 from dal_dense.config import StrategyName
 from dal_dense.errors import ConfigError
 from dal_dense.offers import Offers
@@ -42,6 +43,5 @@ def embedding_of(offers: Offers, name: StrategyName) -> Float[Tensor, "N E"]:
 def purchases(basket: Basket, seed: int) -> int:
     """About how many rows the money buys: as many as of a random order. At least 1."""
     draw = noise.uniform(basket.offers.key, seed, "purchases")
-    return max(
-        1, len(shortlist.fill(shortlist.InTurn([LocalShard(basket.offers, basket.budget, draw)]), basket.budget))
-    )
+    shards = InTurn([LocalShard(basket.offers, basket.budget, draw)])
+    return max(1, len(shortlist.fill(shards, basket.budget, ByWorth())))

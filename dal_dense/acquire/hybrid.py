@@ -1,11 +1,12 @@
 """Hybrid, the default: uncertainty, class balance, diversity and cost in one product.
 
     utility = U * volume * D^diversity / seconds^cost_power * exp(Gumbel / beta_t)
-    U = (1 - q) * score / <score> + q * C / <C>,        q = class_share, <.>: mean over the rows on offer
+    U = (1 - q) * score / <score> + q * C / <C>,        q = class_share
     C = sum over quota classes c of w_c * class_score_c,   w_c = rarity_c^balance
     D = distance to the nearest labelled or chosen embedding / its median, clipped to 0.05..1
 
-What it takes from where. Quotas and fading noise: ClaSP PE (nnActive; Lüth et al. 2025). Weights from
+Means <.> and the median are those of a sample of the rows on offer: of all where there are not many. What it
+takes from where. Quotas and fading noise: ClaSP PE (nnActive; Lüth et al. 2025). Weights from
 what is labelled so far instead of equal quotas, which ask for easy classes for ever. Distance to
 labelled ground as core-set (Sener & Savarese 2018), capped at the median so that it punishes repetition
 and does not reward outliers. Value per second: CEF (Leskovec et al. 2007). Every factor is a ratio,
@@ -14,72 +15,124 @@ so units, the choice of score and the width of the embedding cancel.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
-from dal_dense import noise
-from dal_dense.acquire.base import Round
-from dal_dense.acquire.basket import Basket
+from dal_dense.acquire.base import Budget, Round
 from dal_dense.acquire.distance import nearest
-from dal_dense.acquire.values import log_of, scheduled_beta
+from dal_dense.acquire.hybrid_scales import Scales, columns_of, mass_of
+from dal_dense.acquire.hybrid_shard import HybridShard, sample_draw
+from dal_dense.acquire.shortlist import Picks, Rows, Shards, fill, joined
 from dal_dense.config import StrategyConfig
 from dal_dense.offers import Offers
 
-CLOSEST = 0.05
-"""Least factor of diversity: a copy of labelled ground is worth a twentieth, not nothing."""
+SAMPLE = 4096
+"""Rows on offer whose means and median stand for all."""
 UNSEEN = 0.01
 """Share of the ground that a class is credited with before any of it is seen: bounds its weight."""
+_ROUNDING = 1e-9
+"""By so much, relative to a utility, the same one may differ between a shard and here."""
 
 
-def hybrid(offers: Offers, basket: Basket, options: StrategyConfig, when: Round, quota_classes: Sequence[int]) -> None:
-    """Take the row of greatest utility; then update prices, class weights and distances.
+class Hybrid:
+    """The strategy, as `ranking.Sharded` says."""
 
-    Without an embedding D is 1; without quota classes U is the score alone.
-    """
-    draw = noise.gumbel(offers.key, when.seed_for("hybrid"), "hybrid") / scheduled_beta(options, when)
-    volume = offers.extent
-    fixed = draw + log_of(volume)
-    open_rows = ~offers.labelled
-    quota = torch.tensor(quota_classes, dtype=torch.int64, device=offers.device)
-    by_class = offers.class_score.double()[:, quota]
-    amount = volume if offers.parts is None else offers.objects.double()  # ground by class, or objects by class
-    mass = offers.shares.double()[:, quota] * amount[:, None]
-    ground = mass[offers.labelled].sum(0)
-    plain = _relative(offers.score.double(), open_rows)
-    share = options.class_share if len(quota_classes) else 0.0
-    far = nearest(offers.embedding, offers.embedding[offers.labelled]) if offers.embedding.shape[1] else None
-    while True:
-        wanted = _relative(by_class @ _rarity(ground, options.balance), open_rows) if share else 0.0 * plain
-        utility = fixed + log_of((1 - share) * plain + share * wanted)
-        utility = utility - options.cost_power * log_of(basket.price)
-        if far is not None:
-            utility = utility + options.diversity * torch.log(_diversity(far, open_rows))
-        row = basket.best(utility)
-        if row is None:
-            return
-        basket.take(row, utility[row])
-        ground = ground + mass[row]
-        if far is not None:
-            far = torch.minimum(far, nearest(offers.embedding, offers.embedding[row : row + 1]))
+    def shard(
+        self,
+        offers: Offers,
+        budget: Budget,
+        options: StrategyConfig,
+        when: Round,
+        quota_classes: Sequence[int],
+        number: int,
+        known: Offers | None,
+    ) -> HybridShard:
+        """Rows with their distances to ground, which are worked out for the best only."""
+        return HybridShard(offers, budget, options, when, quota_classes, number, known)
+
+    def choose(
+        self, shards: Shards, budget: Budget, options: StrategyConfig, when: Round, quota_classes: Sequence[int]
+    ) -> Picks:
+        """Take the row of greatest utility; then update prices, class weights and distances.
+
+        Without an embedding D is 1; without quota classes U is the score alone.
+        """
+        surveyed, _ = joined(shards(Picks(), SAMPLE, None))
+        return fill(shards, budget, _Rule(surveyed.offers, options, when, quota_classes))
 
 
-def _relative(value: Float[Tensor, " N"], rows: Tensor) -> Float[Tensor, " N"]:
-    """Over its mean on these rows; zero stays zero."""
-    return value / value[rows].mean().clamp_min(1e-30)
+class _Rule:
+    """The utility of some rows as the basket fills, as `shortlist.Rule` says."""
+
+    def __init__(self, surveyed: Offers, options: StrategyConfig, when: Round, quota_classes: Sequence[int]) -> None:
+        """`surveyed`: the labelled rows and a sample of the others from each shard, sorted by key."""
+        self._options, self._when, self._quota = options, when, quota_classes
+        labelled = surveyed[surveyed.labelled]
+        sample = surveyed[~surveyed.labelled]
+        drawn = sample_draw(sample.key, when).argsort(stable=True)[:SAMPLE]
+        sample = sample[drawn.sort().values]
+        self._ground = mass_of(labelled, quota_classes).sum(0)
+        self._labelled: Tensor | None = labelled.embedding
+        columns = columns_of(sample, options, when, quota_classes)
+        self._score, self._by_class = float(columns.score.mean()), columns.by_class.mean(0)
+        self._sample = sample.embedding
+        self._far = _distance(self._sample, labelled.embedding)
+        self._asked = self._now = self._scales()
+
+    def asks(self) -> Scales:
+        """See `Rule`; labelled ground is told once."""
+        self._asked, told = self._now, replace(self._now, labelled=self._labelled)
+        self._labelled = None
+        return told
+
+    def begins(self, rows: Rows) -> None:
+        """See `Rule`; `rows.worth` are distances."""
+        self._columns = replace(columns_of(rows.offers, self._options, self._when, self._quota), far=rows.worth.float())
+        self._embedding = rows.offers.embedding
+        self._mass = mass_of(rows.offers, self._quota)
+
+    def ranks(self, price: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
+        """See `Rule`."""
+        return self._now.utility(self._columns, price)
+
+    def takes(self, row: int) -> None:
+        """See `Rule`."""
+        taken = self._embedding[row : row + 1]
+        self._ground = self._ground + self._mass[row]
+        self._far = torch.minimum(self._far, _distance(self._sample, taken))
+        self._columns = replace(self._columns, far=torch.minimum(self._columns.far, _distance(self._embedding, taken)))
+        self._now = self._scales()
+
+    def passes(self, rank: float, key: int, floor: tuple[float, int]) -> bool:
+        """See `Rule`; scales have changed since the floor was found."""
+        rise = self._now.rise_since(self._asked)
+        return rank > floor[0] + rise + _ROUNDING * (1 + abs(floor[0]))
+
+    def _scales(self) -> Scales:
+        share = self._options.class_share if len(self._quota) else 0.0
+        weight = _rarity(self._ground, self._options.balance)
+        mean = (weight * self._by_class).sum().clamp_min(1e-30)
+        reached = self._far.isfinite().all()
+        return Scales(
+            score=(1 - share) / max(self._score, 1e-30),
+            classes=share * weight / mean,
+            middle=max(float(self._far.median()), 1e-30) if reached else math.inf,
+            diversity=self._options.diversity,
+            cost_power=self._options.cost_power,
+        )
 
 
-def _rarity(ground: Float[Tensor, " K"], balance: float) -> Float[Tensor, " K"]:
+def _rarity(ground: Float[Tensor, " Q"], balance: float) -> Float[Tensor, " Q"]:
     """Weight of each class: its share of labelled and chosen ground, inverted, to the power of balance."""
     ground = ground + UNSEEN * ground.sum().clamp_min(1e-30)
     return (ground.mean() / ground) ** balance
 
 
-def _diversity(far: Float[Tensor, " N"], rows: Tensor) -> Float[Tensor, " N"]:
-    """Distance over its median, clipped; 1 while there is nothing to be far from."""
-    if not far.isfinite().all():
-        return torch.ones_like(far, dtype=torch.float64)
-    middle = far[rows].median().clamp_min(1e-30)
-    return (far / middle).double().clamp(CLOSEST, 1.0)
+def _distance(rows: Float[Tensor, "n E"], centres: Float[Tensor, "m E"]) -> Float[Tensor, " n"]:
+    """To the nearest; infinite where there is nothing to be far from."""
+    return nearest(rows, centres) if rows.shape[1] else torch.full((len(rows),), torch.inf)

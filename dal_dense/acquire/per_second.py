@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dal_dense.acquire.base import Budget, Round
 from dal_dense.acquire.basket import Basket
-from dal_dense.acquire.shortlist import Picks, Shards, fill, joined, rank_of
+from dal_dense.acquire.shortlist import ByWorth, Picks, Shards, fill, joined, rank_of
 from dal_dense.acquire.values import summed_score
 from dal_dense.config import StrategyConfig
 from dal_dense.offers import Offers
@@ -31,10 +31,11 @@ def better_of_two(shards: Shards, budget: Budget) -> Picks:
     no cap binds, the result is worth at least half of the best possible.
     """
     single = _single(shards, budget)
-    plan = fill(shards, budget, per_second=True)
+    rule = ByWorth(per_second=True)
+    plan = fill(shards, budget, rule)
     if single.rows is None or plan.rows is None or float(single.rows.worth.sum()) <= float(plan.rows.worth.sum()):
         return plan
-    return fill(shards, budget, single, per_second=True)
+    return fill(shards, budget, rule, single)
 
 
 def _single(shards: Shards, budget: Budget) -> Picks:

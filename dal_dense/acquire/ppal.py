@@ -18,7 +18,7 @@ from dal_dense.acquire.base import Round
 from dal_dense.acquire.basket import Basket
 from dal_dense.acquire.matching import matching_distance
 from dal_dense.acquire.shards import LocalShard
-from dal_dense.acquire.shortlist import InTurn, fill
+from dal_dense.acquire.shortlist import ByWorth, InTurn, fill
 from dal_dense.acquire.values import summed_score
 from dal_dense.config import StrategyConfig
 from dal_dense.errors import ConfigError
@@ -63,7 +63,7 @@ def _candidates(basket: Basket, value: Float[Tensor, " N"]) -> Int[Tensor, " K"]
     budget = replace(basket.budget, seconds=POOL * basket.budget.seconds, max_per_image=None, max_per_group=None)
     pool = LocalShard(basket.offers, budget, value.double())
     pool.basket.price[~basket.affordable()] = torch.inf  # what one budget does not buy, a larger one is not asked for
-    picks = fill(InTurn([pool]), budget, most=AT_MOST)
+    picks = fill(InTurn([pool]), budget, ByWorth(), most=AT_MOST)
     return torch.zeros(0, dtype=torch.int64) if picks.rows is None else picks.rows.row.to(value.device)
 
 

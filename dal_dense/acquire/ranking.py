@@ -1,32 +1,81 @@
-"""Strategies that give each row a worth of its own, and take rows by it."""
+"""Strategies that choose from a pool in shards, and those among them that give each row a worth of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
 from dal_dense.acquire.base import Budget, Round
-from dal_dense.acquire.shards import PART
-from dal_dense.acquire.shortlist import Picks, Shards, fill
+from dal_dense.acquire.shards import PART, BasketShard, LocalShard
+from dal_dense.acquire.shortlist import ByWorth, Picks, Shards, fill
 from dal_dense.config import StrategyConfig
 from dal_dense.offers import Offers
 
 
+@runtime_checkable
+class Sharded(Protocol):
+    """A strategy that can be run on pools larger than memory, and in shards."""
+
+    def shard(
+        self,
+        offers: Offers,
+        budget: Budget,
+        options: StrategyConfig,
+        when: Round,
+        quota_classes: Sequence[int],
+        number: int,
+        known: Offers | None,
+    ) -> BasketShard:
+        """One part of a pool, as `acquire.shard_of` describes it."""
+        ...
+
+    def choose(
+        self, shards: Shards, budget: Budget, options: StrategyConfig, when: Round, quota_classes: Sequence[int]
+    ) -> Picks:
+        """What the budget buys of all parts."""
+        ...
+
+
+def by_worth(shards: Shards, budget: Budget) -> Picks:
+    """The rows of the greatest worth."""
+    return fill(shards, budget, ByWorth())
+
+
 @dataclass(frozen=True)
 class Ranking:
-    """A strategy that can be run on pools larger than memory, and in shards.
+    """A `Sharded` strategy by the worth of rows.
 
     Attributes:
         worth: offers, options and round to the worth of each row, which depends on that row alone.
-        choose: shards and budget to picks.
+        buy: shards and budget to picks.
     """
 
     worth: Callable[[Offers, StrategyConfig, Round], Float[Tensor, " N"]]
-    choose: Callable[[Shards, Budget], Picks] = fill
+    buy: Callable[[Shards, Budget], Picks] = by_worth
+
+    def shard(
+        self,
+        offers: Offers,
+        budget: Budget,
+        options: StrategyConfig,
+        when: Round,
+        quota_classes: Sequence[int],
+        number: int,
+        known: Offers | None,
+    ) -> LocalShard:
+        """See `Sharded`."""
+        return LocalShard(offers, budget, worth_of(self, offers, options, when), number, known)
+
+    def choose(
+        self, shards: Shards, budget: Budget, options: StrategyConfig, when: Round, quota_classes: Sequence[int]
+    ) -> Picks:
+        """See `Sharded`."""
+        return self.buy(shards, budget)
 
 
 def worth_of(rule: Ranking, offers: Offers, options: StrategyConfig, when: Round) -> Float64[Tensor, " N"]:

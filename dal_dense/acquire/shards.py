@@ -1,16 +1,18 @@
-"""A shard whose rows lie on this machine: its best rows, as `shortlist.fill` asks for them.
+"""Shards whose rows lie on this machine: their best rows, as `shortlist.fill` asks for them.
 
-Why its floor holds. A value never changes, and a price changes only when the row's image is opened, which
+Why a floor holds. A worth does not change, and a price changes only when the row's image is opened, which
 takes the opening off. The row that opens an image ranks above the floor, so it is among the rows handed
 over; with it go all rows of its image that would rank above the floor at the lower price.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from dal_dense.acquire.base import Budget
@@ -46,8 +48,53 @@ class Stock:
         return cls(len(basket.price), free, float(basket.price.min()) if free else torch.inf)
 
 
-class LocalShard:
-    """Rows of some images, on any device; 8 bytes a row beside the columns and the worth."""
+RankOf = Callable[[Tensor | slice, Float64[Tensor, " n"]], Float64[Tensor, " n"]]
+"""Rows and their prices to ranks; a row's rank never falls as its price does."""
+
+
+class BasketShard:
+    """Rows of some images and what has been bought of them; 8 bytes a row beside the columns."""
+
+    def __init__(self, offers: Offers, budget: Budget, number: int = 0, known: Offers | None = None) -> None:
+        """`number`: of this shard; `known`: labelled rows of the other ones, as `Basket` wants them."""
+        self.offers, self.number, self.known = offers, number, known
+        self._budget = budget
+        self.basket = Basket(offers, budget, known)
+        self._noted = Picks()
+
+    def __call__(self, picks: Picks, count: int, ask: Any) -> Candidates:
+        """See `shortlist.Shard`."""
+        raise NotImplementedError
+
+    def note(self, picks: Picks) -> None:
+        """Reckon with picks of all shards. Where they do not go on from those of the last call, another plan begins."""
+        if not picks.begin_with(self._noted):
+            del self.basket  # before the next is made: two would take as much again
+            self.basket, self._noted = Basket(self.offers, self._budget, self.known), Picks()
+        if picks.rows is not None:
+            self.basket.note(picks.rows.offers[torch.arange(len(self._noted), len(picks))], picks.spent)
+        self._noted = picks
+
+    def best(self, count: int, rank_of: RankOf) -> tuple[Int[Tensor, " K"], tuple[float, int] | None]:
+        """The rows of highest rank that may be affordable; rank and key of the last if there are more."""
+        price = self.basket.price
+        return highest(self.offers.key, count, lambda here: (rank_of(here, price[here]), self._near(price[here])))
+
+    def with_mates(self, rows: Int[Tensor, " K"], floor: float, rank_of: RankOf) -> Int[Tensor, " L"]:
+        """With the rows of the same images that would reach the floor once their image is open."""
+        mates, _ = self.basket.blocks.rows_of(torch.unique(self.offers.image[rows]))
+        rank = rank_of(mates, self.offers.seconds[mates].double())
+        mates = mates[self._near(self.basket.price[mates]) & (rank >= floor)]
+        both: Tensor = torch.unique(torch.cat([rows, mates]))
+        return both
+
+    def _near(self, price: Float64[Tensor, " n"]) -> Tensor:
+        """Rows that are affordable or may become so: no other one ever does."""
+        return self.basket.spent + price * _ROUNDING <= self.basket.budget.seconds
+
+
+class LocalShard(BasketShard):
+    """A shard whose rows have a worth of their own, 8 bytes a row more."""
 
     def __init__(
         self,
@@ -57,64 +104,30 @@ class LocalShard:
         number: int = 0,
         known: Offers | None = None,
     ) -> None:
-        """`number`: of this shard; `known`: labelled rows of the other ones, as `Basket` wants them."""
-        self.offers, self.worth, self.number, self.known = offers, worth, number, known
-        self._budget = budget
-        self.basket = Basket(offers, budget, known)
-        self._noted = Picks()
+        """`worth`: of each row; the rest as for `BasketShard`."""
+        super().__init__(offers, budget, number, known)
+        self.worth = worth
 
-    def __call__(self, picks: Picks, count: int, per_second: bool) -> Candidates:
+    def __call__(self, picks: Picks, count: int, ask: bool) -> Candidates:
         """Its `count` best rows that may be affordable after these picks.
 
         Args:
-            picks: of all shards. Where they do not go on from those of the last call, another plan begins.
+            picks: of all shards.
             count: at most so many, mates apart.
-            per_second: rank by worth over price.
+            ask: rank by worth over price.
         """
-        if not picks.begin_with(self._noted):
-            del self.basket  # before the next is made: two would take as much again
-            self.basket, self._noted = Basket(self.offers, self._budget, self.known), Picks()
-        if picks.rows is not None:
-            self.basket.note(picks.rows.offers[torch.arange(len(self._noted), len(picks))], picks.spent)
-        self._noted = picks
-        rows, floor = self._best(count, per_second)
-        if floor is not None and per_second:
-            rows = self._with_mates(rows, floor[0])
-        return Candidates(self._rows(rows), floor)
+        self.note(picks)
 
-    def _best(self, count: int, per_second: bool) -> tuple[Int[Tensor, " K"], tuple[float, int] | None]:
-        """The rows of highest rank; rank and key of the last if there are more."""
-        key, n = self.offers.key, len(self.offers)
-        rows, ranks, floor = key[:0], self.worth[:0], -torch.inf
-        for start in range(0, n, PART):
-            here = slice(start, min(start + PART, n))
-            price = self.basket.price[here]
-            rank = rank_of(self.worth[here], price, per_second)
-            found = (self._near(price) & (rank >= floor)).nonzero()[:, 0]
-            rows, ranks = torch.cat([rows, found + start]), torch.cat([ranks, rank[found]])
-            if len(rows) > count:
-                kept = _first(ranks, key[rows], count)
-                rows, ranks = rows[kept], ranks[kept]
-                floor = float(ranks.min())
-        if floor == -torch.inf:
-            return rows, None
-        return rows, (floor, int(key[rows[ranks == floor]].max()))
+        def rank(rows: Tensor | slice, price: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
+            return rank_of(self.worth[rows], price, ask)
 
-    def _with_mates(self, rows: Int[Tensor, " K"], floor: float) -> Int[Tensor, " L"]:
-        """With the rows of the same images that would reach the floor once their image is open."""
-        mates, _ = self.basket.blocks.rows_of(torch.unique(self.offers.image[rows]))
-        rank = rank_of(self.worth[mates], self.offers.seconds[mates].double(), True)
-        mates = mates[self._near(self.basket.price[mates]) & (rank >= floor)]
-        both: Tensor = torch.unique(torch.cat([rows, mates]))
-        return both
-
-    def _near(self, price: Float64[Tensor, " n"]) -> Tensor:
-        """Rows that are affordable or may become so: no other one ever does."""
-        return self.basket.spent + price * _ROUNDING <= self.basket.budget.seconds
-
-    def _rows(self, rows: Int[Tensor, " K"]) -> Rows:
+        rows, floor = self.best(count, rank)
+        if floor is not None and ask:
+            rows = self.with_mates(rows, floor[0], rank)
         picked = _bare(self.offers, rows, self.basket.opening_of(rows))
-        return Rows(picked, torch.full((len(rows),), self.number), rows.cpu(), self.worth[rows].cpu())
+        return Candidates(
+            Rows(picked, torch.full((len(rows),), self.number), rows.cpu(), self.worth[rows].cpu()), floor
+        )
 
 
 def labelled_of(offers: Offers) -> Offers:
@@ -147,7 +160,33 @@ def _bare(o: Offers, rows: Int[Tensor, " K"], opening: Float[Tensor, " K"]) -> O
     return picked.to("cpu")
 
 
-def _first(rank: Float64[Tensor, " n"], key: Int[Tensor, " n"], count: int) -> Int[Tensor, " count"]:
+def highest(
+    key: Int[Tensor, " N"], count: int, ranked: Callable[[slice], tuple[Float64[Tensor, " n"], Bool[Tensor, " n"]]]
+) -> tuple[Int[Tensor, " K"], tuple[float, int] | None]:
+    """The rows of highest rank, of equals those of the smaller keys; rank and key of the last if there are more.
+
+    Args:
+        key: of all rows.
+        count: at most so many.
+        ranked: ranks of some rows, and which of them count.
+    """
+    rows = key[:0]
+    ranks, floor = rows.double(), -torch.inf
+    for start in range(0, len(key), PART):
+        here = slice(start, min(start + PART, len(key)))
+        rank, fit = ranked(here)
+        found = (fit & (rank >= floor)).nonzero()[:, 0]
+        rows, ranks = torch.cat([rows, found + start]), torch.cat([ranks, rank[found]])
+        if len(rows) > count:
+            kept = first_of(ranks, key[rows], count)
+            rows, ranks = rows[kept], ranks[kept]
+            floor = float(ranks.min())
+    if floor == -torch.inf:
+        return rows, None
+    return rows, (floor, int(key[rows[ranks == floor]].max()))
+
+
+def first_of(rank: Float64[Tensor, " n"], key: Int[Tensor, " n"], count: int) -> Int[Tensor, " count"]:
     """Positions of the highest ranks, of equals those of the smaller keys; in no order."""
     last = rank.topk(count).values[-1]
     above, level = (rank > last).nonzero()[:, 0], (rank == last).nonzero()[:, 0]

@@ -1,4 +1,4 @@
-"""Rules that give each row a rank of its own, over more rows than can be looked at for every pick.
+"""Rules that rank rows, over more rows than can be looked at for every pick.
 
 A shard (all of the pool, or the images of one machine) hands over its best rows and its floor: the rank
 that no other row of it can reach any more, whatever is bought. Picks are made among the rows handed over
@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float64, Int
@@ -42,7 +42,7 @@ class Rows:
     Attributes:
         offers: the rows without embedding, classes and objects; `image_seconds` is the image's opening.
         shard, row: where they come from.
-        worth: what the rule ranks by, before it is divided by the price.
+        worth: a number a row that the rule ranks by, with the price or without.
     """
 
     offers: Offers
@@ -140,8 +140,8 @@ class Candidates:
     floor: tuple[float, int] | None
 
 
-Shard = Callable[[Picks, int, bool], Candidates]
-"""`shard(picks, count, per_second)`: its `count` best rows that may be affordable after these picks.
+Shard = Callable[[Picks, int, Any], Candidates]
+"""`shard(picks, count, ask)`: its `count` best rows that may be affordable after these picks, by what a `Rule` asks.
 
 All rows of an image lie in one shard; `image`, `group` and `key` mean the same in all of them.
 """
@@ -155,7 +155,7 @@ class Shards(Protocol):
         """How many there are."""
         ...
 
-    def __call__(self, picks: Picks, count: int, per_second: bool) -> Sequence[Candidates]:
+    def __call__(self, picks: Picks, count: int, ask: Any) -> Sequence[Candidates]:
         """What each answers; one without any rows need not."""
         ...
 
@@ -169,41 +169,88 @@ class InTurn:
     def __len__(self) -> int:
         return len(self.shards)
 
-    def __call__(self, picks: Picks, count: int, per_second: bool) -> list[Candidates]:
+    def __call__(self, picks: Picks, count: int, ask: Any) -> list[Candidates]:
         """See `Shards`."""
-        return [shard(picks, count, per_second) for shard in self.shards]
+        return [shard(picks, count, ask) for shard in self.shards]
 
 
-def fill(
-    shards: Shards,
-    budget: Budget,
-    picks: Picks | None = None,
-    *,
-    per_second: bool = False,
-    most: int = sys.maxsize,
-) -> Picks:
+@runtime_checkable
+class Rule(Protocol):
+    """What rows are ranked by while a basket fills."""
+
+    def asks(self) -> Any:
+        """What shards are to rank by now; it travels to other processes."""
+        ...
+
+    def begins(self, rows: Rows) -> None:
+        """Choose among these rows from now on."""
+        ...
+
+    def ranks(self, price: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
+        """Of those rows, at these prices."""
+        ...
+
+    def takes(self, row: int) -> None:
+        """Reckon with the purchase of one of them."""
+        ...
+
+    def passes(self, rank: float, key: int, floor: tuple[float, int]) -> bool:
+        """Does a row of this rank and key come before all rows below a floor?"""
+        ...
+
+
+class ByWorth:
+    """The rule of rows that have a worth of their own."""
+
+    def __init__(self, *, per_second: bool = False) -> None:
+        """`per_second`: rank by worth over the price at the time, not by worth alone."""
+        self._per_second = per_second
+
+    def asks(self) -> bool:
+        """See `Rule`."""
+        return self._per_second
+
+    def begins(self, rows: Rows) -> None:
+        """See `Rule`."""
+        self._worth = rows.worth
+
+    def ranks(self, price: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
+        """See `Rule`."""
+        return rank_of(self._worth, price, self._per_second)
+
+    def takes(self, row: int) -> None:
+        """See `Rule`: no rank changes."""
+
+    def passes(self, rank: float, key: int, floor: tuple[float, int]) -> bool:
+        """See `Rule`."""
+        return (-rank, key) <= (-floor[0], floor[1])
+
+
+def fill(shards: Shards, budget: Budget, rule: Rule, picks: Picks | None = None, *, most: int = sys.maxsize) -> Picks:
     """Take the row of the highest rank that is affordable, again and again; of equals the smaller key.
 
     Args:
         shards: the pool.
         budget: seconds and caps.
+        rule: what rows are ranked by.
         picks: what is taken already.
-        per_second: rank by worth over the price at the time, not by worth alone.
         most: stop when so many are taken.
     """
     picks = picks or Picks()
     count = max(LEAST, COUNT // len(shards))
     while True:
-        rows, floor = joined(shards(picks, count, per_second))
+        rows, floor = joined(shards(picks, count, rule.asks()))
+        rule.begins(rows)
         basket = Basket(rows.offers, budget)
         if picks.rows is not None:
             basket.note(picks.rows.offers, picks.spent)
         while len(picks) + len(basket.rows) < most:
-            rank = rank_of(rows.worth, basket.price, per_second)
+            rank = rule.ranks(basket.price)
             row = basket.best(rank)
-            if row is None or (floor and (-float(rank[row]), int(rows.offers.key[row])) > (-floor[0], floor[1])):
+            if row is None or (floor and not rule.passes(float(rank[row]), int(rows.offers.key[row]), floor)):
                 break
             basket.take(row, rank[row])
+            rule.takes(row)
         picks = picks.and_those_of(basket, rows)
         if floor is None or len(picks) == most:
             return picks

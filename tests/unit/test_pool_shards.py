@@ -26,7 +26,7 @@ from dal_dense.ranks import _FAILED, Ranks, _portable, _Told
 from dal_dense.records import ImageRecord
 from dal_dense.tasks.base import Hooks, Task
 from tests.conformance.test_strategies import Case, cases, random_offers
-from tests.unit.test_shortlist import QUOTA, RANKINGS, few_at_once, two_plans
+from tests.unit.test_shortlist import QUOTA, SHARDED, few_at_once, two_plans
 
 Table = Callable[[int, object], list[object]]
 
@@ -149,9 +149,9 @@ def from_processes(size: int, found: dict[str, Offers], views: Sequence[View], t
     return said
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
-    name=st.sampled_from(sorted(RANKINGS)),
+    name=st.sampled_from(SHARDED),
     case=cases(),
     size=st.integers(1, 4),
     count=st.integers(1, 12),
@@ -165,7 +165,7 @@ def test_processes_choose_as_from_one_place(name: str, case: Case, size: int, co
     with few_at_once(count, 7), mock.patch("dal_dense.offer_store.MANY", many), TemporaryDirectory() as folder:
         terms = Terms(StrategyConfig(name=name), budget, when, QUOTA, 1.25, False, Path(folder))
         said = from_processes(size, found, views, terms)
-    assert said == from_one_place(name, corrected(offers, 1.25), budget, when)
+        assert said == from_one_place(name, corrected(offers, 1.25), budget, when)
 
 
 def test_another_plan_forgets_the_picks_of_the_one_before(tmp_path: Path) -> None:

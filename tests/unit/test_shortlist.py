@@ -18,12 +18,14 @@ from dal_dense.acquire import STRATEGIES, Basket, Budget, Ranking, Round, Select
 from dal_dense.acquire.fill import purchases
 from dal_dense.acquire.shards import LocalShard
 from dal_dense.acquire.values import summed_score
-from dal_dense.config import StrategyConfig
+from dal_dense.config import StrategyConfig, StrategyName
 from dal_dense.errors import BudgetError, ConfigError, PoolExhausted
+from dal_dense.noise import derive_seed
 from dal_dense.offers import Offers, concat
 from tests.conformance.test_strategies import Case, cases, clashes, random_offers
 
 RANKINGS = {name: rule for name, rule in STRATEGIES.items() if isinstance(rule, Ranking)}
+SHARDED = [*RANKINGS, "hybrid"]
 QUOTA = (1, 2)
 PPAL = importlib.import_module("dal_dense.acquire.ppal")  # the package holds the function by that name
 
@@ -36,14 +38,51 @@ def few_at_once(count: int, part: int) -> Iterator[None]:
         mock.patch("dal_dense.acquire.shortlist.LEAST", 1),
         mock.patch("dal_dense.acquire.shards.PART", part),
         mock.patch("dal_dense.acquire.ranking.PART", part),
+        mock.patch("dal_dense.acquire.hybrid.SAMPLE", 4 * part),
     ):
         yield
 
 
-def plain(name: str, offers: Offers, budget: Budget, when: Round) -> tuple[list[int], list[float], list[float]]:
+def plain_hybrid(offers: Offers, budget: Budget, when: Round, options: StrategyConfig, sample: int) -> Basket:
+    """The formula at the head of hybrid.py, for every row and every pick; means and median of so many rows."""
+    basket = Basket(offers, budget)
+    seed, quota = derive_seed(when.seed, when.number, "hybrid"), [*QUOTA]
+    beta = options.beta * (options.beta_end / options.beta) ** when.progress
+    draw = torch.where(offers.labelled, torch.inf, noise.uniform(offers.key, seed, "sample"))
+    stand = (draw.argsort().argsort() < sample) & ~offers.labelled
+    amount = offers.extent if offers.parts is None else offers.objects.double()
+    mass = offers.shares.double()[:, quota] * amount[:, None]
+    ground = [*offers.labelled.nonzero()[:, 0].tolist()]
+    score, by_class = offers.score.double(), offers.class_score.double()[:, quota]
+    while True:
+        share = mass[ground].sum(0)
+        share = share + 0.01 * share.sum().clamp_min(1e-30)
+        wanted = by_class @ (share.mean() / share) ** options.balance
+        relative = [v / v[stand].mean().clamp_min(1e-30) for v in (score, wanted)]
+        value = (1 - options.class_share) * relative[0] + options.class_share * relative[1]
+        utility = noise.gumbel(offers.key, seed, "hybrid") / beta + value.clamp_min(1e-30).log()
+        utility += offers.extent.log() - options.cost_power * basket.price.clamp_min(1e-30).log()
+        if ground and offers.embedding.shape[1]:
+            apart = offers.embedding.double()[:, None] - offers.embedding[ground].double()
+            far = apart.square().sum(2).amin(1).sqrt()
+            middle = far[stand].median().clamp_min(1e-30)
+            utility += options.diversity * (far / middle).clamp(0.05, 1).log()
+        row = basket.best(utility)
+        if row is None:
+            return basket
+        basket.take(row, utility[row])
+        ground.append(row)
+
+
+def plain(
+    options: StrategyConfig, offers: Offers, budget: Budget, when: Round, sample: int = 1 << 20
+) -> tuple[list[int], list[float], list[float]]:
     """The rule as it is written: all rows are looked at for each pick. Keys, seconds and values."""
-    offers = offers[offers.key.argsort()]
-    worth = RANKINGS[name].worth(offers, StrategyConfig(name=name), when).double()
+    offers, name = offers[offers.key.argsort()], options.name
+    if name == "hybrid":
+        basket = plain_hybrid(offers, budget, when, options, sample)
+        return offers.key[basket.rows].tolist(), torch.tensor(basket.seconds).tolist(), basket.values
+    worth = RANKINGS[name].worth(offers, options, when).double()
 
     def filled(basket: Basket) -> Basket:
         while True:
@@ -69,7 +108,7 @@ def seen(offers: Offers, chosen: Selection) -> tuple[list[int], list[float], lis
 
 
 def same_choice(
-    name: str, case: Case, shards: int, shuffle: int, at_once: tuple[int, int], ties: bool
+    options: StrategyConfig, case: Case, shards: int, shuffle: int, at_once: tuple[int, int], ties: bool
 ) -> tuple[object, object]:
     """What the plain rule takes, and what is taken from shuffled shards."""
     recipe, budget, when = case
@@ -82,13 +121,16 @@ def same_choice(
     parts = [offers[shard_of == i] for i in range(shards)]
     with few_at_once(*at_once):
         try:
-            chosen = acquire_shards(parts, budget, StrategyConfig(name=name), when, quota_classes=QUOTA)
+            chosen = acquire_shards(parts, budget, options, when, quota_classes=QUOTA)
         except BudgetError:
-            return plain(name, offers, budget, when)[0], []
-    return plain(name, offers, budget, when), seen(concat(parts), chosen)
+            return plain(options, offers, budget, when)[0], []
+    wanted, got = plain(options, offers, budget, when, 4 * at_once[1]), seen(concat(parts), chosen)
+    if options.name == "hybrid":  # its values are sums of logarithms, here in another order
+        return (*wanted[:2], pytest.approx(wanted[2], abs=1e-4)), got
+    return wanted, got
 
 
-@pytest.mark.parametrize("name", sorted(RANKINGS))
+@pytest.mark.parametrize("name", SHARDED)
 @settings(max_examples=30, deadline=None)
 @given(
     case=cases(),
@@ -100,7 +142,24 @@ def same_choice(
 def test_any_order_shards_and_shortlist_give_the_plain_rule(
     name: str, case: Case, shards: int, shuffle: int, at_once: tuple[int, int], ties: bool
 ) -> None:
-    wanted, got = same_choice(name, case, shards, shuffle, at_once, ties)
+    wanted, got = same_choice(StrategyConfig(name=name), case, shards, shuffle, at_once, ties)
+    assert got == wanted
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    case=cases(),
+    shards=st.integers(1, 3),
+    at_once=st.tuples(st.integers(1, 12), st.integers(1, 20)),
+    share=st.sampled_from([0, 0.5, 1]),
+    powers=st.tuples(*[st.sampled_from([0, 0.5, 2])] * 3),
+)
+def test_hybrid_with_any_of_its_options_is_the_formula(
+    case: Case, shards: int, at_once: tuple[int, int], share: float, powers: tuple[float, float, float]
+) -> None:
+    diversity, balance, cost = powers
+    options = StrategyConfig(class_share=share, diversity=diversity, balance=balance, cost_power=cost, beta_end=3)
+    wanted, got = same_choice(options, case, shards, 0, at_once, False)
     assert got == wanted
 
 
@@ -294,14 +353,15 @@ def test_purchases_and_candidates_are_those_of_the_plain_rule(case: Case, at_onc
 
 def test_what_needs_all_rows_says_so() -> None:
     parts = [random_offers(1, 3, 5)]
-    with pytest.raises(ConfigError, match=r"strategy.name hybrid needs the whole pool in one place.*greedy"):
-        acquire_shards(parts, Budget(50.0), StrategyConfig(name="hybrid"), Round(1, 2, 0), quota_classes=QUOTA)
+    with pytest.raises(ConfigError, match=r"strategy.name clasp needs the whole pool in one place.*greedy.*hybrid"):
+        acquire_shards(parts, Budget(50.0), StrategyConfig(name="clasp"), Round(1, 2, 0), quota_classes=QUOTA)
 
 
-def test_shards_without_rows() -> None:
+@pytest.mark.parametrize("name", ["greedy", "hybrid"])
+def test_shards_without_rows(name: StrategyName) -> None:
     offers = random_offers(1, 3, 5)
     none = offers[torch.zeros(0, dtype=torch.int64)]
-    config, when = StrategyConfig(name="greedy"), Round(1, 2, 0)
+    config, when = StrategyConfig(name=name), Round(1, 2, 0)
     alone = acquire(offers, Budget(50.0), config, when, quota_classes=QUOTA)
     beside = acquire_shards([none, offers, none], Budget(50.0), config, when, quota_classes=QUOTA)
     assert torch.equal(alone.rows, beside.rows)
@@ -311,7 +371,7 @@ def test_shards_without_rows() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("name", sorted(RANKINGS))
+@pytest.mark.parametrize("name", SHARDED)
 def test_a_large_pool_on_the_gpu_gives_the_choice_of_the_cpu(name: str) -> None:
     offers = random_offers(7, 400, 12)
     budget, config, when = Budget(900.0, 2, 9), StrategyConfig(name=name), Round(2, 4, 7)

@@ -1,0 +1,125 @@
+"""A shard of hybrid: its best rows, with distances to ground that are worked out only where they can matter.
+
+A distance that is not up to date is too large, so the utility is too: a bound. Rows are taken by their bound and
+brought up to date; those that still rank above the bound of all others are the best (lazy evaluation, Minoux 1978).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float64, Int
+from torch import Tensor
+
+from dal_dense import noise
+from dal_dense.acquire.base import Budget, Round
+from dal_dense.acquire.distance import nearest
+from dal_dense.acquire.hybrid_scales import Columns, Scales, columns_of
+from dal_dense.acquire.shards import BasketShard, first_of, highest
+from dal_dense.acquire.shortlist import Candidates, Picks, Rows
+from dal_dense.config import StrategyConfig
+from dal_dense.offers import Offers, Parts
+
+ENOUGH = 1 / 8
+"""Share of the rows asked for that is worth handing over; with fewer the shard looks at more first."""
+_UNKNOWN = -1
+
+
+class HybridShard(BasketShard):
+    """Rows, what has been bought of them and how far they are from it; 16 bytes a row beside the columns."""
+
+    def __init__(
+        self,
+        offers: Offers,
+        budget: Budget,
+        options: StrategyConfig,
+        when: Round,
+        quota_classes: Sequence[int],
+        number: int = 0,
+        known: Offers | None = None,
+    ) -> None:
+        """As `acquire.shard_of`."""
+        super().__init__(offers, budget, number, known)
+        self._options, self._when, self._quota = options, when, quota_classes
+        self._slim = replace(offers, embedding=offers.embedding[:, :0], extra={}, parts=None)
+        self._labelled = offers.embedding[:0]
+        self._far = torch.full_like(offers.score, torch.inf)
+        self._counted = torch.full_like(offers.score, _UNKNOWN, dtype=torch.int32)  # picks that `_far` knows of
+
+    def __call__(self, picks: Picks, count: int, ask: Scales | None) -> Candidates:
+        """Its best rows that may be affordable after these picks; `worth` holds their distances.
+
+        Args:
+            picks: of all shards, with their features.
+            count: at most so many, mates apart.
+            ask: what utility is measured by; None: labelled rows and a sample of the others.
+        """
+        if ask is None:
+            return self._survey(count)
+        if ask.labelled is not None:  # another choice begins
+            self._labelled = ask.labelled.to(self.offers.device)
+            self._far.fill_(torch.inf)
+            self._counted.fill_(_UNKNOWN)
+        self.note(picks)
+
+        def rank(rows: Tensor | slice, price: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
+            return ask.utility(self._columns(rows), price)
+
+        look = count
+        while True:
+            rows, floor = self.best(look, rank)
+            self._measure(rows, picks)
+            if floor is None:
+                return self._handed(rows, None)
+            ranks = rank(rows, self.basket.price[rows])
+            rows, ranks = rows[ranks >= floor[0]], ranks[ranks >= floor[0]]
+            if len(rows) >= max(1, ENOUGH * count):
+                break
+            look *= 4
+        if len(rows) > count:
+            kept = first_of(ranks, self.offers.key[rows], count)
+            rows, floor = rows[kept], (float(ranks[kept].min()), floor[1])
+        rows = self.with_mates(rows, floor[0], rank)
+        self._measure(rows, picks)
+        return self._handed(rows, floor)
+
+    def _columns(self, rows: Tensor | slice) -> Columns:
+        columns = columns_of(self._slim[rows], self._options, self._when, self._quota)
+        return replace(columns, far=self._far[rows])
+
+    def _measure(self, rows: Int[Tensor, " K"], picks: Picks) -> None:
+        """Bring the distances of rows up to date."""
+        chosen = self._labelled[:0] if picks.rows is None else picks.rows.offers.embedding.to(self.offers.device)
+        if not chosen.shape[1]:
+            return
+        for counted in self._counted[rows].unique().tolist():  # type: ignore[no-untyped-call]
+            some = rows[self._counted[rows] == counted]
+            centres = chosen[max(counted, 0) :]
+            if counted == _UNKNOWN:
+                centres = torch.cat([self._labelled, centres])
+            self._far[some] = torch.minimum(self._far[some], nearest(self.offers.embedding[some], centres))
+        self._counted[rows] = len(picks)
+
+    def _survey(self, count: int) -> Candidates:
+        key, labelled = self.offers.key, self.offers.labelled
+        drawn, _ = highest(key, count, lambda here: (-sample_draw(key[here], self._when), ~labelled[here]))
+        return self._handed(torch.cat([labelled.nonzero()[:, 0], drawn]), None)
+
+    def _handed(self, rows: Int[Tensor, " K"], floor: tuple[float, int] | None) -> Candidates:
+        parts = self.offers.parts
+        found = replace(self.offers, parts=None)[rows]
+        found = replace(found, image_seconds=self.basket.opening_of(rows), parts=parts and _none_of(parts)).to("cpu")
+        number = torch.full((len(rows),), self.number)
+        return Candidates(Rows(found, number, rows.cpu(), self._far[rows].double().cpu()), floor)
+
+
+def sample_draw(key: Int[Tensor, " n"], when: Round) -> Float64[Tensor, " n"]:
+    """By which rows are drawn into the sample, the smallest first."""
+    return noise.uniform(key, when.seed_for("hybrid"), "sample")
+
+
+def _none_of(parts: Parts) -> Parts:
+    """That there are objects, without any."""
+    return Parts(parts.row[:0], parts.classes[:0], parts.weight[:0], parts.embedding[:0])
