@@ -33,6 +33,7 @@ SMALL = {
     "dal_dense.offer_store.MANY": 40,  # rows of a shard go to files
     "dal_dense.acquire.shortlist.COUNT": 6,  # a query takes several questions
     "dal_dense.acquire.shortlist.LEAST": 1,
+    "dal_dense.acquire.hybrid.SAMPLE": 8,
     "dal_dense.rounds.AT_ONCE": 5,
     "dal_dense.rounds.draw_gallery": lambda *given: None,
     "dal_dense.build.build_task": build_toy,

@@ -108,11 +108,17 @@ def seen(offers: Offers, chosen: Selection) -> tuple[list[int], list[float], lis
 
 
 def same_choice(
-    options: StrategyConfig, case: Case, shards: int, shuffle: int, at_once: tuple[int, int], ties: bool
-) -> tuple[object, object]:
-    """What the plain rule takes, and what is taken from shuffled shards."""
+    options: StrategyConfig,
+    case: Case,
+    shards: int,
+    shuffle: int,
+    at_once: tuple[int, int],
+    ties: bool = False,
+    offers: Offers | None = None,
+) -> tuple[Any, Any]:
+    """What the plain rule takes, and what is taken from shuffled shards. `offers`: instead of those of the case."""
     recipe, budget, when = case
-    offers = random_offers(*recipe)
+    offers = random_offers(*recipe) if offers is None else offers
     if ties:
         offers = replace(offers, score=offers.score.round(), seconds=offers.seconds.round(), objects=offers.score)
     gen = torch.Generator().manual_seed(shuffle)
@@ -207,6 +213,33 @@ def brute_force(offers: Offers, worth: torch.Tensor, budget: Budget) -> float:
             if column is offers.image:
                 cost += (held > 0) * float(offers.image_seconds[column == number].max())
     return float((sets.double() @ worth)[allowed & (cost <= budget.seconds)].max())
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("moved", ["class weights", "median distance", "distances", "prices", "prices of near rows"])
+def test_hybrid_where_what_ranks_rows_moves_most(moved: str, seed: int) -> None:
+    """Shortlists of three rows among some hundred, without noise, so that few picks overturn the order."""
+    still = {"beta": 1e9, "beta_end": 1e9, "class_share": 0, "diversity": 0, "balance": 3, "cost_power": 0}
+    moves = {
+        "class weights": {"class_share": 1},
+        "prices": {"cost_power": 1},
+        "prices of near rows": {"cost_power": 1, "diversity": 1},
+    }
+    options = StrategyConfig(**{**still, **moves.get(moved, {"diversity": 1})})
+    offers = random_offers(seed, 12, 12)
+    offers = replace(offers, extra={}, labelled=offers.labelled & (offers.key % 4 == 0))
+    if moved == "prices of near rows":  # most are copies of ground: what is thought best at first is not
+        offers = replace(offers, embedding=offers.embedding.round(), image_seconds=3 * offers.image_seconds)
+    elif moved != "prices":
+        offers = replace(
+            offers, score=1 + 0.1 * offers.score, class_score=offers.shares * (1 + 0.1 * offers.score[:, None])
+        )
+    if moved == "median distance":  # distances shrink at once where few rows lie in the middle of all others
+        offers = replace(offers, embedding=offers.embedding * torch.where(offers.score < 1.02, 0.1, 1.0)[:, None])
+    wanted, got = same_choice(
+        options, ((0, 0, 0, 2, False), Budget(400.0), Round(1, 2, seed)), 2, seed, (3, 25), False, offers
+    )
+    assert got == wanted and len(got[0]) > 20
 
 
 @st.composite
