@@ -294,7 +294,7 @@ def selection_costs(most: int, device: str, unit: str) -> tuple[list[str], int, 
         if rows == 10**6:
             add("per_second", offers, 1.0)
             add("per_second", offers, 16.0)
-    for rows in sizes[:2]:
+    for rows in sizes:
         offers = driving_pool(rows, 0, classes=4).to(device)
         features = torch.rand(rows, 32, generator=torch.Generator().manual_seed(0)).to(device)
         add("hybrid", replace(offers, embedding=features), 4.0)

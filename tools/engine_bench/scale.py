@@ -204,16 +204,24 @@ def chunks(rows: int) -> Iterator[Offers]:
         yield driving_pool(min(step, rows - first), number, first=first, classes=8, embedding=32)
 
 
-def over_disk(rows: int) -> Stored:
+def ranked(offers: Offers) -> Selection:
+    """`acquire` from columns that have been checked."""
+    return acquire(offers, BUDGET, RULE, WHEN, quota_classes=(), checked=True)
+
+
+def over_disk(
+    rows: int,
+    made: Callable[[int], Iterator[Offers]] = chunks,
+    choose: Callable[[Offers], Selection] = ranked,
+) -> Stored:
     """Append each chunk, map the files, choose."""
     with tempfile.TemporaryDirectory() as folder, private_memory() as peak:
         store = OfferStore(Path(folder))
-        for part in chunks(rows):
+        for part in made(rows):
             store.append(part)
         written = sum(f.stat().st_size for f in Path(folder).iterdir())
         offers = store.read()
-        chosen = acquire(offers, BUDGET, RULE, WHEN, quota_classes=(), checked=True)
-        figures = bought(offers, chosen)
+        figures = bought(offers, choose(offers))
     return Stored(figures, peak.most, written)
 
 
@@ -221,7 +229,7 @@ def in_memory(rows: int) -> Stored:
     """One list of chunks, joined."""
     with private_memory() as peak:
         offers = concat(list(chunks(rows)))
-        figures = bought(offers, acquire(offers, BUDGET, RULE, WHEN, quota_classes=(), checked=True))
+        figures = bought(offers, ranked(offers))
     return Stored(figures, peak.most)
 
 
