@@ -8,14 +8,15 @@ import math
 import os
 import shlex
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from dal_dense.acquire import Selection, acquire
+from dal_dense.acquire import acquire, shard_of
 from dal_dense.config import StrategyName
 from dal_dense.ledger import Ledger
 from dal_dense.ledger_rows import Answer
@@ -174,12 +175,13 @@ def test_labelled_images_outside_the_sample_still_count_as_labelled(
 ) -> None:
     seen: list[tuple[int, int, int]] = []  # labelled rows, and images that may be asked and that are known
 
-    def spy(offers: Offers, *args: object, **options: object) -> Selection:
+    def spy(choose: Callable[..., object], offers: Offers, *args: object, **options: object) -> object:
         mine, known = offers.image[~offers.labelled].unique(), offers.image[offers.labelled].unique()
         seen.append((int(offers.labelled.sum()), len(mine), len(known)))
-        return acquire(offers, *args, **options)  # type: ignore[arg-type]
+        return choose(offers, *args, **options)
 
-    monkeypatch.setattr("dal_dense.choosing.acquire", spy)
+    monkeypatch.setattr("dal_dense.choosing.acquire", partial(spy, acquire))
+    monkeypatch.setattr("dal_dense.pool_shards.shard_of", partial(spy, shard_of))
     fine(train_al(settings(data, tmp_path / "run", strategy__name=name, query__scan_images="1")))
     asked = queries(tmp_path / "run")
     for number, (rows, open_images, known_images) in enumerate(seen):
