@@ -1,7 +1,7 @@
 """Which regions to ask for: Offers and a budget in, chosen rows out.
 
-Knows nothing of CT, frames or networks. A strategy is a function that fills a `Basket`, or one that ranks
-rows; its name stands in one literal table. See `docs/concepts/acquisition.md`.
+Knows nothing of CT, frames or networks. A strategy is a function that fills a `Basket`, or `Sharded`: one
+that chooses from a pool in parts; its name stands in one literal table. See `docs/concepts/acquisition.md`.
 """
 
 from __future__ import annotations

@@ -5,12 +5,12 @@
     C = sum over quota classes c of w_c * class_score_c,   w_c = rarity_c^balance
     D = distance to the nearest labelled or chosen embedding / its median, clipped to 0.05..1
 
-Means <.> and the median are those of a sample of the rows on offer: of all where there are not many. What it
-takes from where. Quotas and fading noise: ClaSP PE (nnActive; Lüth et al. 2025). Weights from
-what is labelled so far instead of equal quotas, which ask for easy classes for ever. Distance to
-labelled ground as core-set (Sener & Savarese 2018), capped at the median so that it punishes repetition
-and does not reward outliers. Value per second: CEF (Leskovec et al. 2007). Every factor is a ratio,
-so units, the choice of score and the width of the embedding cancel.
+Means <.> and the median are those of a sample of the rows on offer: of all where there are not many; where no row
+of it has a class score, C is left out. What it takes from where. Quotas and fading noise: ClaSP PE (nnActive; Lüth
+et al. 2025). Weights from what is labelled so far instead of equal quotas, which ask for easy classes for ever.
+Distance to labelled ground as core-set (Sener & Savarese 2018), capped at the median so that it punishes repetition
+and does not reward outliers. Value per second: CEF (Leskovec et al. 2007). Every factor is a ratio, so units, the
+choice of score and the width of the embedding cancel.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from dal_dense.acquire.base import Budget, Round
 from dal_dense.acquire.distance import nearest
-from dal_dense.acquire.hybrid_scales import Scales, columns_of, mass_of
+from dal_dense.acquire.hybrid_scales import Columns, Scales
 from dal_dense.acquire.hybrid_shard import HybridShard, sample_draw
 from dal_dense.acquire.shortlist import Picks, Rows, Shards, fill, joined
 from dal_dense.config import StrategyConfig
@@ -35,25 +35,16 @@ SAMPLE = 4096
 """Rows on offer whose means and median stand for all."""
 UNSEEN = 0.01
 """Share of the ground that a class is credited with before any of it is seen: bounds its weight."""
-_ROUNDING = 1e-9
+MOST = 1 << 16
+"""Rows that all shards together hand over at most, unless none can be bought: they come with their features."""
+_ROUNDING = 1e-12
 """By so much, relative to a utility, the same one may differ between a shard and here."""
 
 
 class Hybrid:
     """The strategy, as `ranking.Sharded` says."""
 
-    def shard(
-        self,
-        offers: Offers,
-        budget: Budget,
-        options: StrategyConfig,
-        when: Round,
-        quota_classes: Sequence[int],
-        number: int,
-        known: Offers | None,
-    ) -> HybridShard:
-        """Rows with their distances to ground, which are worked out for the best only."""
-        return HybridShard(offers, budget, options, when, quota_classes, number, known)
+    shard = HybridShard
 
     def choose(
         self, shards: Shards, budget: Budget, options: StrategyConfig, when: Round, quota_classes: Sequence[int]
@@ -62,24 +53,31 @@ class Hybrid:
 
         Without an embedding D is 1; without quota classes U is the score alone.
         """
-        surveyed, _ = joined(shards(Picks(), SAMPLE, None))
-        return fill(shards, budget, _Rule(surveyed.offers, options, when, quota_classes))
+        return fill(shards, budget, _Rule(_surveyed(shards, when), options, when))
+
+
+def _surveyed(shards: Shards, when: Round) -> Offers:
+    """The labelled rows, and at least those of the others that are in the sample; sorted by key."""
+    count = 2 * SAMPLE // len(shards) + 1
+    while True:
+        rows, floor = joined(shards(Picks(), count, None))
+        ahead = -sample_draw(rows.offers.key, when) >= (-math.inf if floor is None else floor[0])
+        if floor is None or int((ahead & ~rows.offers.labelled).sum()) >= SAMPLE:
+            return rows.offers
+        count *= 4
 
 
 class _Rule:
     """The utility of some rows as the basket fills, as `shortlist.Rule` says."""
 
-    def __init__(self, surveyed: Offers, options: StrategyConfig, when: Round, quota_classes: Sequence[int]) -> None:
-        """`surveyed`: the labelled rows and a sample of the others from each shard, sorted by key."""
-        self._options, self._when, self._quota = options, when, quota_classes
-        labelled = surveyed[surveyed.labelled]
-        sample = surveyed[~surveyed.labelled]
-        drawn = sample_draw(sample.key, when).argsort(stable=True)[:SAMPLE]
-        sample = sample[drawn.sort().values]
-        self._ground = mass_of(labelled, quota_classes).sum(0)
+    def __init__(self, surveyed: Offers, options: StrategyConfig, when: Round) -> None:
+        """`surveyed`: as `_surveyed` finds it; of class columns there are those of the quota."""
+        self._options, self._when = options, when
+        labelled, sample = surveyed[surveyed.labelled], surveyed[~surveyed.labelled]
+        sample = sample[sample_draw(sample.key, when).argsort(stable=True)[:SAMPLE].sort().values]
+        self._ground = labelled.shares.sum(0)
         self._labelled: Tensor | None = labelled.embedding
-        columns = columns_of(sample, options, when, quota_classes)
-        self._score, self._by_class = float(columns.score.mean()), columns.by_class.mean(0)
+        self._score, self._by_class = sample.score.double().mean(), sample.class_score.double().mean(0)
         self._sample = sample.embedding
         self._far = _distance(self._sample, labelled.embedding)
         self._asked = self._now = self._scales()
@@ -92,9 +90,9 @@ class _Rule:
 
     def begins(self, rows: Rows) -> None:
         """See `Rule`; `rows.worth` are distances."""
-        self._columns = replace(columns_of(rows.offers, self._options, self._when, self._quota), far=rows.worth.float())
-        self._embedding = rows.offers.embedding
-        self._mass = mass_of(rows.offers, self._quota)
+        quota = range(rows.offers.class_score.shape[1])
+        self._columns = replace(Columns.of(rows.offers, self._options, self._when, quota), far=rows.worth.float())
+        self._embedding, self._mass = rows.offers.embedding, rows.offers.shares
 
     def ranks(self, price: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
         """See `Rule`."""
@@ -105,32 +103,36 @@ class _Rule:
         taken = self._embedding[row : row + 1]
         self._ground = self._ground + self._mass[row]
         self._far = torch.minimum(self._far, _distance(self._sample, taken))
-        self._columns = replace(self._columns, far=torch.minimum(self._columns.far, _distance(self._embedding, taken)))
+        far = torch.minimum(self._columns.far, _distance(self._embedding, taken))
+        self._columns = replace(self._columns, far=far)
         self._now = self._scales()
 
-    def passes(self, rank: float, key: int, floor: tuple[float, int]) -> bool:
-        """See `Rule`; scales have changed since the floor was found."""
-        rise = self._now.rise_since(self._asked)
-        return rank > floor[0] + rise + _ROUNDING * (1 + abs(floor[0]))
+    def lifted(self, floor: float) -> float:
+        """See `Rule`."""
+        return floor + self._now.rise_since(self._asked) + _ROUNDING * (1 + abs(floor))
+
+    @property
+    def most(self) -> int:
+        """See `Rule`."""
+        return MOST
 
     def _scales(self) -> Scales:
-        share = self._options.class_share if len(self._quota) else 0.0
+        share = self._options.class_share if len(self._ground) else 0.0
         weight = _rarity(self._ground, self._options.balance)
-        mean = (weight * self._by_class).sum().clamp_min(1e-30)
+        mean = (weight * self._by_class).sum()
         reached = self._far.isfinite().all()
         return Scales(
-            score=(1 - share) / max(self._score, 1e-30),
-            classes=share * weight / mean,
+            options=self._options,
+            score=(1 - share) / max(float(self._score), 1e-30),
+            classes=share * weight / mean if mean > 0 else torch.zeros_like(weight),
             middle=max(float(self._far.median()), 1e-30) if reached else math.inf,
-            diversity=self._options.diversity,
-            cost_power=self._options.cost_power,
         )
 
 
 def _rarity(ground: Float[Tensor, " Q"], balance: float) -> Float[Tensor, " Q"]:
-    """Weight of each class: its share of labelled and chosen ground, inverted, to the power of balance."""
+    """Weight of each class: its share of labelled and chosen ground, inverted, to the power of balance; 1 at most."""
     ground = ground + UNSEEN * ground.sum().clamp_min(1e-30)
-    return (ground.mean() / ground) ** balance
+    return (ground.min() / ground) ** balance if len(ground) else ground
 
 
 def _distance(rows: Float[Tensor, "n E"], centres: Float[Tensor, "m E"]) -> Float[Tensor, " n"]:

@@ -16,11 +16,11 @@ from torch import Tensor
 from dal_dense import noise
 from dal_dense.acquire.base import Budget, Round
 from dal_dense.acquire.distance import nearest
-from dal_dense.acquire.hybrid_scales import Columns, Scales, columns_of
-from dal_dense.acquire.shards import BasketShard, first_of, highest
+from dal_dense.acquire.hybrid_scales import Columns, Scales, mass_of
+from dal_dense.acquire.shards import PART, BasketShard, bare, first_of, highest
 from dal_dense.acquire.shortlist import Candidates, Picks, Rows
 from dal_dense.config import StrategyConfig
-from dal_dense.offers import Offers, Parts
+from dal_dense.offers import Offers
 
 ENOUGH = 1 / 8
 """Share of the rows asked for that is worth handing over; with fewer the shard looks at more first."""
@@ -54,63 +54,70 @@ class HybridShard(BasketShard):
         Args:
             picks: of all shards, with their features.
             count: at most so many, mates apart.
-            ask: what utility is measured by; None: labelled rows and a sample of the others.
+            ask: what utility is measured by; None: the labelled rows, and others by `sample_draw`.
         """
         if ask is None:
             return self._survey(count)
-        if ask.labelled is not None:  # another choice begins
+        if ask.labelled is not None:  # a choice begins
             self._labelled = ask.labelled.to(self.offers.device)
             self._far.fill_(torch.inf)
             self._counted.fill_(_UNKNOWN)
         self.note(picks)
 
         def rank(rows: Tensor | slice, price: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
-            return ask.utility(self._columns(rows), price)
+            columns = Columns.of(self._slim[rows], self._options, self._when, self._quota)
+            return ask.utility(replace(columns, far=self._far[rows]), price)
 
-        look = count
+        look, enough = count, max(1, ENOUGH * count)
         while True:
             rows, floor = self.best(look, rank)
             self._measure(rows, picks)
-            if floor is None:
-                return self._handed(rows, None)
             ranks = rank(rows, self.basket.price[rows])
-            rows, ranks = rows[ranks >= floor[0]], ranks[ranks >= floor[0]]
-            if len(rows) >= max(1, ENOUGH * count):
+            if floor is None:
+                break
+            sure = ranks >= floor[0]
+            rows, ranks = rows[sure], ranks[sure]
+            if len(rows) >= enough:
                 break
             look *= 4
         if len(rows) > count:
-            kept = first_of(ranks, self.offers.key[rows], count)
-            rows, floor = rows[kept], (float(ranks[kept].min()), floor[1])
-        rows = self.with_mates(rows, floor[0], rank)
-        self._measure(rows, picks)
+            key = self.offers.key[rows]
+            kept = first_of(ranks, key, count)
+            rows, floor = rows[kept], (float(ranks[kept].min()), int(key[kept].max()))
+        if floor is not None:
+            rows = self.with_mates(rows, floor[0], rank)
+            self._measure(rows, picks)
         return self._handed(rows, floor)
-
-    def _columns(self, rows: Tensor | slice) -> Columns:
-        columns = columns_of(self._slim[rows], self._options, self._when, self._quota)
-        return replace(columns, far=self._far[rows])
 
     def _measure(self, rows: Int[Tensor, " K"], picks: Picks) -> None:
         """Bring the distances of rows up to date."""
         chosen = self._labelled[:0] if picks.rows is None else picks.rows.offers.embedding.to(self.offers.device)
         if not chosen.shape[1]:
             return
-        for counted in self._counted[rows].unique().tolist():  # type: ignore[no-untyped-call]
-            some = rows[self._counted[rows] == counted]
+        behind = rows[self._counted[rows] < len(picks)]
+        for counted in self._counted[behind].unique().tolist():  # type: ignore[no-untyped-call]
             centres = chosen[max(counted, 0) :]
             if counted == _UNKNOWN:
                 centres = torch.cat([self._labelled, centres])
-            self._far[some] = torch.minimum(self._far[some], nearest(self.offers.embedding[some], centres))
-        self._counted[rows] = len(picks)
+            for some in torch.split(behind[self._counted[behind] == counted], PART):
+                self._far[some] = torch.minimum(self._far[some], nearest(self.offers.embedding[some], centres))
+        self._counted[behind] = len(picks)
 
     def _survey(self, count: int) -> Candidates:
         key, labelled = self.offers.key, self.offers.labelled
-        drawn, _ = highest(key, count, lambda here: (-sample_draw(key[here], self._when), ~labelled[here]))
-        return self._handed(torch.cat([labelled.nonzero()[:, 0], drawn]), None)
+        drawn, floor = highest(key, count, lambda here: (-sample_draw(key[here], self._when), ~labelled[here]))
+        return self._handed(torch.cat([labelled.nonzero()[:, 0], drawn]), floor)
 
     def _handed(self, rows: Int[Tensor, " K"], floor: tuple[float, int] | None) -> Candidates:
-        parts = self.offers.parts
-        found = replace(self.offers, parts=None)[rows]
-        found = replace(found, image_seconds=self.basket.opening_of(rows), parts=parts and _none_of(parts)).to("cpu")
+        """Rows with what the rule needs: of the class columns those of the quota, and `mass_of` as `shares`."""
+        few = self._slim[rows]
+        found = replace(
+            bare(self.offers, rows, self.basket.opening_of(rows)),
+            score=few.score.cpu(),
+            class_score=few.class_score[:, list(self._quota)].cpu(),
+            shares=mass_of(few, self._quota, objects=self.offers.parts is not None).cpu(),
+            embedding=self.offers.embedding[rows].cpu(),
+        )
         number = torch.full((len(rows),), self.number)
         return Candidates(Rows(found, number, rows.cpu(), self._far[rows].double().cpu()), floor)
 
@@ -118,8 +125,3 @@ class HybridShard(BasketShard):
 def sample_draw(key: Int[Tensor, " n"], when: Round) -> Float64[Tensor, " n"]:
     """By which rows are drawn into the sample, the smallest first."""
     return noise.uniform(key, when.seed_for("hybrid"), "sample")
-
-
-def _none_of(parts: Parts) -> Parts:
-    """That there are objects, without any."""
-    return Parts(parts.row[:0], parts.classes[:0], parts.weight[:0], parts.embedding[:0])

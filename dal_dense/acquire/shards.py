@@ -1,12 +1,13 @@
 """Shards whose rows lie on this machine: their best rows, as `shortlist.fill` asks for them.
 
-Why a floor holds. A worth does not change, and a price changes only when the row's image is opened, which
+Why a floor holds where worths do not change. A price changes only when the row's image is opened, which
 takes the opening off. The row that opens an image ranks above the floor, so it is among the rows handed
 over; with it go all rows of its image that would rank above the floor at the lower price.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +53,7 @@ RankOf = Callable[[Tensor | slice, Float64[Tensor, " n"]], Float64[Tensor, " n"]
 """Rows and their prices to ranks; a row's rank never falls as its price does."""
 
 
-class BasketShard:
+class BasketShard(ABC):
     """Rows of some images and what has been bought of them; 8 bytes a row beside the columns."""
 
     def __init__(self, offers: Offers, budget: Budget, number: int = 0, known: Offers | None = None) -> None:
@@ -62,9 +63,9 @@ class BasketShard:
         self.basket = Basket(offers, budget, known)
         self._noted = Picks()
 
+    @abstractmethod
     def __call__(self, picks: Picks, count: int, ask: Any) -> Candidates:
         """See `shortlist.Shard`."""
-        raise NotImplementedError
 
     def note(self, picks: Picks) -> None:
         """Reckon with picks of all shards. Where they do not go on from those of the last call, another plan begins."""
@@ -75,16 +76,16 @@ class BasketShard:
             self.basket.note(picks.rows.offers[torch.arange(len(self._noted), len(picks))], picks.spent)
         self._noted = picks
 
-    def best(self, count: int, rank_of: RankOf) -> tuple[Int[Tensor, " K"], tuple[float, int] | None]:
+    def best(self, count: int, rank: RankOf) -> tuple[Int[Tensor, " K"], tuple[float, int] | None]:
         """The rows of highest rank that may be affordable; rank and key of the last if there are more."""
         price = self.basket.price
-        return highest(self.offers.key, count, lambda here: (rank_of(here, price[here]), self._near(price[here])))
+        return highest(self.offers.key, count, lambda here: (rank(here, price[here]), self._near(price[here])))
 
-    def with_mates(self, rows: Int[Tensor, " K"], floor: float, rank_of: RankOf) -> Int[Tensor, " L"]:
+    def with_mates(self, rows: Int[Tensor, " K"], floor: float, rank: RankOf) -> Int[Tensor, " L"]:
         """With the rows of the same images that would reach the floor once their image is open."""
         mates, _ = self.basket.blocks.rows_of(torch.unique(self.offers.image[rows]))
-        rank = rank_of(mates, self.offers.seconds[mates].double())
-        mates = mates[self._near(self.basket.price[mates]) & (rank >= floor)]
+        ranks = rank(mates, self.offers.seconds[mates].double())
+        mates = mates[self._near(self.basket.price[mates]) & (ranks >= floor)]
         both: Tensor = torch.unique(torch.cat([rows, mates]))
         return both
 
@@ -124,7 +125,7 @@ class LocalShard(BasketShard):
         rows, floor = self.best(count, rank)
         if floor is not None and ask:
             rows = self.with_mates(rows, floor[0], rank)
-        picked = _bare(self.offers, rows, self.basket.opening_of(rows))
+        picked = bare(self.offers, rows, self.basket.opening_of(rows))
         return Candidates(
             Rows(picked, torch.full((len(rows),), self.number), rows.cpu(), self.worth[rows].cpu()), floor
         )
@@ -133,10 +134,10 @@ class LocalShard(BasketShard):
 def labelled_of(offers: Offers) -> Offers:
     """The labelled rows, as a shard makes them known to others: without scores and features, on the CPU."""
     rows = offers.labelled.nonzero()[:, 0]
-    return _bare(offers, rows, offers.image_seconds[rows])
+    return bare(offers, rows, offers.image_seconds[rows])
 
 
-def _bare(o: Offers, rows: Int[Tensor, " K"], opening: Float[Tensor, " K"]) -> Offers:
+def bare(o: Offers, rows: Int[Tensor, " K"], opening: Float[Tensor, " K"]) -> Offers:
     """Some rows of which no column is left but those that a basket reads, on the CPU."""
     zero, none = torch.zeros(len(rows), device=o.device), torch.zeros(len(rows), 0, device=o.device)
     picked = Offers(

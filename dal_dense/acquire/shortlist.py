@@ -1,11 +1,11 @@
 """Rules that rank rows, over more rows than can be looked at for every pick.
 
-A shard (all of the pool, or the images of one machine) hands over its best rows and its floor: the rank
-that no other row of it can reach any more, whatever is bought. Picks are made among the rows handed over
-as long as they do not rank below the highest floor; then the shards reckon with the picks and hand over
-their next best. So the choice is that of the plain rule, which looks at every row for every pick, for
-any number of shards and any order of rows, while only a few thousand rows are held at once. It is the
-lazy evaluation of greedy rules (Minoux 1978) with bounds from ranks instead of submodularity.
+A shard (all of the pool, or the images of one machine) hands over its best rows and its floor: the rank that no
+other row of it reaches, whatever is bought; or a rule says how far others may rise by what is bought. Picks are made
+among the rows handed over as long as they do not rank below the highest floor; then the shards reckon with the picks
+and hand over their next best. So the choice is that of the plain rule, which looks at every row for every pick, for
+any number of shards and any order of rows, while only some thousand rows are held at once. It is the lazy evaluation
+of greedy rules (Minoux 1978) with bounds from ranks instead of submodularity.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COUNT = 4096
 LEAST = 64
 """Rows that one shard hands over at least."""
 MOST = 1 << 18
-"""Rows that all shards together hand over at most, unless none of those can be bought."""
+"""Rows that all shards together hand over at most, unless none of those can be bought; rows of a few columns."""
 FEW = 1 / 64
 """Share of the rows handed over: where fewer are bought, four times as many are asked for next."""
 _INSTANT = 1e-9
@@ -40,7 +40,8 @@ class Rows:
     """Some rows of some shards, with what is needed to choose among them, on the CPU.
 
     Attributes:
-        offers: the rows without embedding, classes and objects; `image_seconds` is the image's opening.
+        offers: the rows with the columns that a basket reads, and those that the rule needs, if any;
+            `image_seconds` is the image's opening.
         shard, row: where they come from.
         worth: a number a row that the rule ranks by, with the price or without.
     """
@@ -89,7 +90,7 @@ class Picks:
         Raises:
             ValueError: if there are none: a fault of the rule.
         """
-        if self.rows is None:
+        if self.rows is None or not len(self):
             raise ValueError("nothing was chosen, though something is affordable: a fault of the rule")
         return self.rows
 
@@ -194,8 +195,13 @@ class Rule(Protocol):
         """Reckon with the purchase of one of them."""
         ...
 
-    def passes(self, rank: float, key: int, floor: tuple[float, int]) -> bool:
-        """Does a row of this rank and key come before all rows below a floor?"""
+    def lifted(self, floor: float) -> float:
+        """What a floor may have risen to since the shards were asked."""
+        ...
+
+    @property
+    def most(self) -> int:
+        """Rows that all shards together hand over at most, unless none of those can be bought."""
         ...
 
 
@@ -221,9 +227,14 @@ class ByWorth:
     def takes(self, row: int) -> None:
         """See `Rule`: no rank changes."""
 
-    def passes(self, rank: float, key: int, floor: tuple[float, int]) -> bool:
+    def lifted(self, floor: float) -> float:
+        """See `Rule`: it stays where it was."""
+        return floor
+
+    @property
+    def most(self) -> int:
         """See `Rule`."""
-        return (-rank, key) <= (-floor[0], floor[1])
+        return MOST
 
 
 def fill(shards: Shards, budget: Budget, rule: Rule, picks: Picks | None = None, *, most: int = sys.maxsize) -> Picks:
@@ -247,7 +258,9 @@ def fill(shards: Shards, budget: Budget, rule: Rule, picks: Picks | None = None,
         while len(picks) + len(basket.rows) < most:
             rank = rule.ranks(basket.price)
             row = basket.best(rank)
-            if row is None or (floor and not rule.passes(float(rank[row]), int(rows.offers.key[row]), floor)):
+            if row is None:
+                break
+            if floor and (-float(rank[row]), int(rows.offers.key[row])) > (-rule.lifted(floor[0]), floor[1]):
                 break
             basket.take(row, rank[row])
             rule.takes(row)
@@ -256,7 +269,7 @@ def fill(shards: Shards, budget: Budget, rule: Rule, picks: Picks | None = None,
             return picks
         # few where a cap or a gap has closed most of the best; none where only rounding might make them affordable
         at_once = count * len(shards)
-        if not basket.rows or (len(basket.rows) < FEW * at_once and at_once < MOST):
+        if not basket.rows or (len(basket.rows) < FEW * at_once and at_once < rule.most):
             count *= 4
 
 

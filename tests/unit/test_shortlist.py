@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +17,10 @@ from hypothesis import strategies as st
 from dal_dense import noise
 from dal_dense.acquire import STRATEGIES, Basket, Budget, Ranking, Round, Selection, acquire, acquire_shards
 from dal_dense.acquire.fill import purchases
+from dal_dense.acquire.hybrid import Hybrid
+from dal_dense.acquire.hybrid_shard import HybridShard
 from dal_dense.acquire.shards import LocalShard
+from dal_dense.acquire.shortlist import Candidates, Picks
 from dal_dense.acquire.values import summed_score
 from dal_dense.config import StrategyConfig, StrategyName
 from dal_dense.errors import BudgetError, ConfigError, PoolExhausted
@@ -388,6 +392,44 @@ def test_what_needs_all_rows_says_so() -> None:
     parts = [random_offers(1, 3, 5)]
     with pytest.raises(ConfigError, match=r"strategy.name clasp needs the whole pool in one place.*greedy.*hybrid"):
         acquire_shards(parts, Budget(50.0), StrategyConfig(name="clasp"), Round(1, 2, 0), quota_classes=QUOTA)
+
+
+def hybrid_shard(offers: Offers, budget: Budget, when: Round) -> HybridShard:
+    return HybridShard(offers, budget, StrategyConfig(), when, QUOTA)
+
+
+def test_a_shard_of_hybrid_hands_over_few_rows_and_nothing_else() -> None:
+    """Also where all rows had to be measured: most lie near labelled ground, and the best of them are worth most."""
+    offers = random_offers(3, 100, 12)
+    near = torch.arange(len(offers)) % 2 == 0
+    offers = replace(
+        offers,
+        score=torch.where(near, 10.0, 1.0),
+        class_score=offers.shares * torch.where(near, 10.0, 1.0)[:, None],
+        embedding=torch.where(near[:, None], 0.01 * offers.embedding, 100 + 100 * offers.embedding),
+        labelled=torch.arange(len(offers)) == 0,
+        image_seconds=torch.zeros(len(offers)),
+    )
+    when, asked, handed = Round(1, 2, 0), [], []
+
+    class Watched:
+        def __len__(self) -> int:
+            return 1
+
+        def __call__(self, picks: Picks, count: int, ask: Any) -> list[Candidates]:
+            found = shard(picks, count, ask)
+            handed.append(len(pickle.dumps(found)) / (len(found.rows.row) + 10))
+            asked.append(len(found.rows.row) / (1 + count))
+            return [found]
+
+    budget = Budget(300.0, max_per_image=1)
+    with few_at_once(16, 64):
+        shard = hybrid_shard(offers, budget, when)
+        picks = Hybrid().choose(Watched(), budget, StrategyConfig(), when, QUOTA)
+        again = Hybrid().choose(Watched(), budget, StrategyConfig(), when, QUOTA)  # what it knew is forgotten
+    assert len(picks) > 10 and torch.equal(picks.taken.row, again.taken.row)
+    assert max(asked) < 8  # rows of the same images apart: twelve at most
+    assert max(handed) < 1000  # bytes a row, some 200 of them columns
 
 
 @pytest.mark.parametrize("name", ["greedy", "hybrid"])
