@@ -5,7 +5,7 @@ import itertools
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from dal_dense import noise
 from dal_dense.acquire import STRATEGIES, Basket, Budget, Ranking, Round, Selection, acquire, acquire_shards
 from dal_dense.acquire.fill import purchases
-from dal_dense.acquire.hybrid import Hybrid
-from dal_dense.acquire.hybrid_shard import HybridShard
+from dal_dense.acquire.hybrid import Hybrid, _surveyed
+from dal_dense.acquire.hybrid_scales import Scales
+from dal_dense.acquire.hybrid_shard import HybridShard, sample_draw
 from dal_dense.acquire.shards import LocalShard
-from dal_dense.acquire.shortlist import Candidates, Picks
+from dal_dense.acquire.shortlist import Candidates, InTurn, Picks
 from dal_dense.acquire.values import summed_score
 from dal_dense.config import StrategyConfig, StrategyName
 from dal_dense.errors import BudgetError, ConfigError, PoolExhausted
@@ -394,42 +395,60 @@ def test_what_needs_all_rows_says_so() -> None:
         acquire_shards(parts, Budget(50.0), StrategyConfig(name="clasp"), Round(1, 2, 0), quota_classes=QUOTA)
 
 
-def hybrid_shard(offers: Offers, budget: Budget, when: Round) -> HybridShard:
-    return HybridShard(offers, budget, StrategyConfig(), when, QUOTA)
+@dataclass
+class Watched:
+    """A shard of hybrid, alone, and what it was asked and handed over."""
+
+    shard: HybridShard
+    asked: list[tuple[int, Scales | None]] = field(default_factory=list)
+    handed: list[Candidates] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return 1
+
+    def __call__(self, picks: Picks, count: int, ask: Scales | None) -> list[Candidates]:
+        self.asked.append((count, ask))
+        self.handed.append(self.shard(picks, count, ask))
+        return self.handed[-1:]
 
 
 def test_a_shard_of_hybrid_hands_over_few_rows_and_nothing_else() -> None:
-    """Also where all rows had to be measured: most lie near labelled ground, and the best of them are worth most."""
-    offers = random_offers(3, 100, 12)
-    near = torch.arange(len(offers)) % 2 == 0
+    """Also where all rows had to be measured: four of ten lie near labelled ground, and seem worth most until then."""
+    offers = random_offers(3, 70, 12)
+    near = torch.arange(len(offers)) % 10 < 4
+    worth = torch.where(near, 10.0, 1.0)
     offers = replace(
         offers,
-        score=torch.where(near, 10.0, 1.0),
-        class_score=offers.shares * torch.where(near, 10.0, 1.0)[:, None],
-        embedding=torch.where(near[:, None], 0.01 * offers.embedding, 100 + 100 * offers.embedding),
-        labelled=torch.arange(len(offers)) == 0,
+        score=worth,
+        class_score=offers.shares * worth[:, None],
+        embedding=torch.where(near[:, None], 0.01 * offers.embedding, 100 * offers.embedding),
+        labelled=torch.arange(len(offers)) == 1,
+        seconds=torch.full((len(offers),), 5.0),
         image_seconds=torch.zeros(len(offers)),
     )
-    when, asked, handed = Round(1, 2, 0), [], []
-
-    class Watched:
-        def __len__(self) -> int:
-            return 1
-
-        def __call__(self, picks: Picks, count: int, ask: Any) -> list[Candidates]:
-            found = shard(picks, count, ask)
-            handed.append(len(pickle.dumps(found)) / (len(found.rows.row) + 10))
-            asked.append(len(found.rows.row) / (1 + count))
-            return [found]
-
-    budget = Budget(300.0, max_per_image=1)
+    budget, when, options = Budget(300.0, max_per_image=1), Round(1, 2, 0), StrategyConfig(beta=100)
     with few_at_once(16, 64):
-        shard = hybrid_shard(offers, budget, when)
-        picks = Hybrid().choose(Watched(), budget, StrategyConfig(), when, QUOTA)
-        again = Hybrid().choose(Watched(), budget, StrategyConfig(), when, QUOTA)  # what it knew is forgotten
-    assert len(picks) > 10 and torch.equal(picks.taken.row, again.taken.row)
-    assert max(asked) < 8  # rows of the same images apart: twelve at most
-    assert max(handed) < 1000  # bytes a row, some 200 of them columns
+        shard = Watched(HybridShard(offers, budget, options, when, QUOTA))
+        assert len(Hybrid().choose(shard, budget, options, when, QUOTA)) > 10
+        first = shard.asked[1]
+        fresh, again = (s(Picks(), *first) for s in (HybridShard(offers, budget, options, when, QUOTA), shard.shard))
+    for (count, _), found in zip(shard.asked[1:], shard.handed[1:], strict=True):
+        images = len(found.rows.offers.image.unique())
+        assert len(found.rows.row) <= 12 * min(count, images) and images <= count
+    assert max(len(pickle.dumps(c)) / (10 + len(c.rows.row)) for c in shard.handed) < 1000  # bytes; 200 are columns
+    assert torch.equal(fresh.rows.row, again.rows.row) and torch.equal(fresh.rows.worth, again.rows.worth)
+
+
+def test_the_sample_of_hybrid_is_that_of_all_shards_however_unequal_they_are() -> None:
+    offers, when = random_offers(5, 40, 8), Round(1, 2, 3)
+    parts = [offers[offers.image < 38], offers[offers.image == 38], offers[offers.image == 39]]
+    shards = [HybridShard(part, Budget(9.0), StrategyConfig(), when, QUOTA, i) for i, part in enumerate(parts)]
+    free = offers.key[~offers.labelled]
+    with few_at_once(16, 15):
+        found = _surveyed(InTurn(shards), when)
+        wanted = free[sample_draw(free, when).argsort()[:60]]
+    assert torch.isin(wanted, found.key).all() and len(found) < len(offers)
+    assert found.labelled.sum() == offers.labelled.sum() > 0
 
 
 @pytest.mark.parametrize("name", ["greedy", "hybrid"])
