@@ -78,11 +78,11 @@ def acquire(
     """Spend one round's budget.
 
     The same rows in any order give the same choice, in the same order: ties go to the smaller key. A
-    `Ranking` needs 24 bytes a row beyond the offers, of which it reads a few columns; other strategies need
+    `Sharded` strategy needs 24 bytes a row beyond the offers, of which it reads a few columns; others need
     O(N) memory beyond a copy of the offers that is sorted by key.
 
     Args:
-        offers: regions on offer and labelled ground, on any device with float64; selection runs there.
+        offers: regions on offer and labelled ground, on any device with float64; there rows are ranked.
         budget: seconds and caps.
         strategy: its name (its `start` in round 0) and options.
         when: round and seed.
