@@ -5,8 +5,8 @@
     C = sum over quota classes c of w_c * class_score_c,   w_c = rarity_c^balance
     D = distance to the nearest labelled or chosen embedding / its median, clipped to 0.05..1
 
-Means <.> and the median are those of a sample of the rows on offer: of all where there are not many; where no row
-of it has a class score, C is left out. What it takes from where. Quotas and fading noise: ClaSP PE (nnActive; Lüth
+Means <.> and the median are those of a sample of the rows on offer: of all where there are not many; a term whose
+mean is 0 is left out. What it takes from where. Quotas and fading noise: ClaSP PE (nnActive; Lüth
 et al. 2025). Weights from what is labelled so far instead of equal quotas, which ask for easy classes for ever.
 Distance to labelled ground as core-set (Sener & Savarese 2018), capped at the median so that it punishes repetition
 and does not reward outliers. Value per second: CEF (Leskovec et al. 2007). Every factor is a ratio, so units, the
@@ -119,11 +119,11 @@ class _Rule:
     def _scales(self) -> Scales:
         share = self._options.class_share if len(self._ground) else 0.0
         weight = _rarity(self._ground, self._options.balance)
-        mean = (weight * self._by_class).sum()
+        mean, score = (weight * self._by_class).sum(), float(self._score)
         reached = self._far.isfinite().all()
         return Scales(
             options=self._options,
-            score=(1 - share) / max(float(self._score), 1e-30),
+            score=(1 - share) / score if score > 0 else 0.0,
             classes=share * weight / mean if mean > 0 else torch.zeros_like(weight),
             middle=max(float(self._far.median()), 1e-30) if reached else math.inf,
         )

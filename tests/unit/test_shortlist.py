@@ -63,7 +63,7 @@ def plain_hybrid(offers: Offers, budget: Budget, when: Round, options: StrategyC
         share = mass[ground].sum(0)
         share = share + 0.01 * share.sum().clamp_min(1e-30)
         wanted = by_class @ (share.mean() / share) ** options.balance
-        relative = [v / v[stand].mean().clamp_min(1e-30) for v in (score, wanted)]
+        relative = [v / m if (m := v[stand].mean()) > 0 else 0 * v for v in (score, wanted)]
         value = (1 - options.class_share) * relative[0] + options.class_share * relative[1]
         utility = noise.gumbel(offers.key, seed, "hybrid") / beta + value.clamp_min(1e-30).log()
         utility += offers.extent.log() - options.cost_power * basket.price.clamp_min(1e-30).log()
