@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from dal_dense.acquire.badge import badge
-from dal_dense.acquire.base import Budget, Round, Selection
+from dal_dense.acquire.base import Aim, Budget, Round, Selection
 from dal_dense.acquire.basket import Basket
 from dal_dense.acquire.box_count import box_count
 from dal_dense.acquire.clasp import clasp
@@ -169,7 +169,7 @@ def shard_of(
     """
     rule = _sharded(strategy, when)
     _check(offers, quota_classes, checked)
-    return rule.shard(offers, budget, strategy, when, tuple(quota_classes), number, known)
+    return rule.shard(offers, Aim(budget, strategy, when, tuple(quota_classes)), number, known)
 
 
 def choose(
@@ -192,7 +192,7 @@ def choose(
         ConfigError: if the strategy is not `Sharded`.
     """
     _check_budget(stocks, budget, when)
-    return _sharded(strategy, when).choose(shards, budget, strategy, when, tuple(quota_classes))
+    return _sharded(strategy, when).choose(shards, Aim(budget, strategy, when, tuple(quota_classes)))
 
 
 def _sharded(strategy: StrategyConfig, when: Round) -> Sharded:

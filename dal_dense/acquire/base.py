@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dal_dense.config import StrategyConfig
 from dal_dense.errors import ConfigError
 from dal_dense.noise import derive_seed
 
@@ -55,6 +56,16 @@ class Round:
     def progress(self) -> float:
         """0 in the first round, 1 in the last (0 if there is only one)."""
         return min(max((self.number - 1) / max(self.total - 1, 1), 0.0), 1.0)
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a choice goes by; see `acquire`."""
+
+    budget: Budget
+    options: StrategyConfig
+    when: Round
+    quota_classes: tuple[int, ...]
 
 
 @dataclass(frozen=True)

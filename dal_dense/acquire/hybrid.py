@@ -16,14 +16,13 @@ choice of score and the width of the embedding cancel.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from dal_dense.acquire.base import Budget, Round
+from dal_dense.acquire.base import Aim, Round
 from dal_dense.acquire.distance import nearest
 from dal_dense.acquire.hybrid_scales import Columns, Scales
 from dal_dense.acquire.hybrid_shard import HybridShard, sample_draw
@@ -46,14 +45,12 @@ class Hybrid:
 
     shard = HybridShard
 
-    def choose(
-        self, shards: Shards, budget: Budget, options: StrategyConfig, when: Round, quota_classes: Sequence[int]
-    ) -> Picks:
+    def choose(self, shards: Shards, aim: Aim) -> Picks:
         """Take the row of greatest utility; then update prices, class weights and distances.
 
         Without an embedding D is 1; without quota classes U is the score alone.
         """
-        return fill(shards, budget, _Rule(_surveyed(shards, when), options, when))
+        return fill(shards, aim.budget, _Rule(_surveyed(shards, aim.when), aim.options, aim.when))
 
 
 def _surveyed(shards: Shards, when: Round) -> Offers:

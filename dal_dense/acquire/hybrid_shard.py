@@ -6,7 +6,6 @@ brought up to date; those that still rank above the bound of all others are the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -14,12 +13,11 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 
 from dal_dense import noise
-from dal_dense.acquire.base import Budget, Round
+from dal_dense.acquire.base import Aim, Round
 from dal_dense.acquire.distance import nearest
 from dal_dense.acquire.hybrid_scales import Columns, Scales, mass_of
 from dal_dense.acquire.shards import PART, BasketShard, bare, first_of, highest
 from dal_dense.acquire.shortlist import Candidates, Picks, Rows
-from dal_dense.config import StrategyConfig
 from dal_dense.offers import Offers
 
 ENOUGH = 1 / 8
@@ -30,19 +28,10 @@ _UNKNOWN = -1
 class HybridShard(BasketShard):
     """Rows, what has been bought of them and how far they are from it; 16 bytes a row beside the columns."""
 
-    def __init__(
-        self,
-        offers: Offers,
-        budget: Budget,
-        options: StrategyConfig,
-        when: Round,
-        quota_classes: Sequence[int],
-        number: int = 0,
-        known: Offers | None = None,
-    ) -> None:
+    def __init__(self, offers: Offers, aim: Aim, number: int = 0, known: Offers | None = None) -> None:
         """As `acquire.shard_of`."""
-        super().__init__(offers, budget, number, known)
-        self._options, self._when, self._quota = options, when, quota_classes
+        super().__init__(offers, aim.budget, number, known)
+        self._options, self._when, self._quota = aim.options, aim.when, aim.quota_classes
         self._slim = replace(offers, embedding=offers.embedding[:, :0], extra={}, parts=None)
         self._labelled = offers.embedding[:0]
         self._far = torch.full_like(offers.score, torch.inf)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from dal_dense.acquire.base import Budget, Round
+from dal_dense.acquire.base import Aim, Budget, Round
 from dal_dense.acquire.shards import PART, BasketShard, LocalShard
 from dal_dense.acquire.shortlist import ByWorth, Picks, Shards, fill
 from dal_dense.config import StrategyConfig
@@ -21,22 +21,11 @@ from dal_dense.offers import Offers
 class Sharded(Protocol):
     """A strategy that can be run on pools larger than memory, and in shards."""
 
-    def shard(
-        self,
-        offers: Offers,
-        budget: Budget,
-        options: StrategyConfig,
-        when: Round,
-        quota_classes: Sequence[int],
-        number: int,
-        known: Offers | None,
-    ) -> BasketShard:
+    def shard(self, offers: Offers, aim: Aim, number: int, known: Offers | None) -> BasketShard:
         """One part of a pool, as `acquire.shard_of` describes it."""
         ...
 
-    def choose(
-        self, shards: Shards, budget: Budget, options: StrategyConfig, when: Round, quota_classes: Sequence[int]
-    ) -> Picks:
+    def choose(self, shards: Shards, aim: Aim) -> Picks:
         """What the budget buys of all parts."""
         ...
 
@@ -58,24 +47,13 @@ class Ranking:
     worth: Callable[[Offers, StrategyConfig, Round], Float[Tensor, " N"]]
     buy: Callable[[Shards, Budget], Picks] = by_worth
 
-    def shard(
-        self,
-        offers: Offers,
-        budget: Budget,
-        options: StrategyConfig,
-        when: Round,
-        quota_classes: Sequence[int],
-        number: int,
-        known: Offers | None,
-    ) -> LocalShard:
+    def shard(self, offers: Offers, aim: Aim, number: int, known: Offers | None) -> LocalShard:
         """See `Sharded`."""
-        return LocalShard(offers, budget, worth_of(self, offers, options, when), number, known)
+        return LocalShard(offers, aim.budget, worth_of(self, offers, aim.options, aim.when), number, known)
 
-    def choose(
-        self, shards: Shards, budget: Budget, options: StrategyConfig, when: Round, quota_classes: Sequence[int]
-    ) -> Picks:
+    def choose(self, shards: Shards, aim: Aim) -> Picks:
         """See `Sharded`."""
-        return self.buy(shards, budget)
+        return self.buy(shards, aim.budget)
 
 
 def worth_of(rule: Ranking, offers: Offers, options: StrategyConfig, when: Round) -> Float64[Tensor, " N"]:

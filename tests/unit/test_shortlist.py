@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from dal_dense import noise
 from dal_dense.acquire import STRATEGIES, Basket, Budget, Ranking, Round, Selection, acquire, acquire_shards
+from dal_dense.acquire.base import Aim
 from dal_dense.acquire.fill import purchases
 from dal_dense.acquire.hybrid import Hybrid, _surveyed
 from dal_dense.acquire.hybrid_scales import Scales
@@ -426,12 +427,12 @@ def test_a_shard_of_hybrid_hands_over_few_rows_and_nothing_else() -> None:
         seconds=torch.full((len(offers),), 5.0),
         image_seconds=torch.zeros(len(offers)),
     )
-    budget, when, options = Budget(300.0, max_per_image=1), Round(1, 2, 0), StrategyConfig(beta=100)
+    aim = Aim(Budget(300.0, max_per_image=1), StrategyConfig(beta=100), Round(1, 2, 0), QUOTA)
     with few_at_once(16, 64):
-        shard = Watched(HybridShard(offers, budget, options, when, QUOTA))
-        assert len(Hybrid().choose(shard, budget, options, when, QUOTA)) > 10
+        shard = Watched(HybridShard(offers, aim))
+        assert len(Hybrid().choose(shard, aim)) > 10
         first = shard.asked[1]
-        fresh, again = (s(Picks(), *first) for s in (HybridShard(offers, budget, options, when, QUOTA), shard.shard))
+        fresh, again = (s(Picks(), *first) for s in (HybridShard(offers, aim), shard.shard))
     for (count, _), found in zip(shard.asked[1:], shard.handed[1:], strict=True):
         images = len(found.rows.offers.image.unique())
         assert len(found.rows.row) <= 12 * min(count, images) and images <= count
@@ -442,7 +443,7 @@ def test_a_shard_of_hybrid_hands_over_few_rows_and_nothing_else() -> None:
 def test_the_sample_of_hybrid_is_that_of_all_shards_however_unequal_they_are() -> None:
     offers, when = random_offers(5, 40, 8), Round(1, 2, 3)
     parts = [offers[offers.image < 38], offers[offers.image == 38], offers[offers.image == 39]]
-    shards = [HybridShard(part, Budget(9.0), StrategyConfig(), when, QUOTA, i) for i, part in enumerate(parts)]
+    shards = [HybridShard(part, Aim(Budget(9.0), StrategyConfig(), when, QUOTA), i) for i, part in enumerate(parts)]
     free = offers.key[~offers.labelled]
     with few_at_once(16, 15):
         found = _surveyed(InTurn(shards), when)
