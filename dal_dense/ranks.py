@@ -13,6 +13,7 @@ first decides what comes next. One that dies breaks the connection, and `RankErr
 
 from __future__ import annotations
 
+import gc
 import pickle
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -243,8 +244,14 @@ def joined(device: str) -> Iterator[Ranks]:
 
 
 def _part(ranks: Ranks) -> None:
+    """Leave the others.
+
+    What still held the group would keep its threads alive, and one that lets go of a tensor while the
+    interpreter ends aborts the process.
+    """
     if ranks.first:
         ranks.send(None)
+    gc.collect()
     dist.destroy_process_group()
 
 

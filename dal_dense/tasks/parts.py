@@ -44,15 +44,15 @@ class Parts:
     def __init__(self, network: nn.Module, loss_of: Callable[[int, int], Tensor], parts: int, ranks: Ranks) -> None:
         self._loss_of, self._parts, self._ranks = loss_of, parts, ranks
         self._parameters = [p for p in network.parameters() if p.requires_grad]
-        self._earlier: list[dict[Tensor, Tensor]] = []
         if parts > 1:
             _check_norms(network, parts)
         self._part = _Part(self._parameters, loss_of, parts)
         self._shared: DistributedDataParallel | None = None
         if ranks.size > 1:
             self._shared = DistributedDataParallel(self._part, process_group=ranks.training)
+            self._sum = sum_ = _OrderedSum(ranks)  # the hook must not hold `self`, which holds what holds the hook
             # unnamed, for torch refuses a hook with postponed annotations
-            self._shared.register_comm_hook(None, lambda state, bucket: self._add_in_order(bucket))
+            self._shared.register_comm_hook(None, lambda state, bucket: sum_.of(bucket))
 
     def gradient(self, iteration: int) -> Float[Tensor, ""]:
         """Leave the gradient of a step in the network's parameters.
@@ -86,7 +86,7 @@ class Parts:
             with shared.no_sync():
                 losses.append(shared(iteration, part))
                 losses[-1].backward()
-            self._earlier.append({p: p.grad for p in self._parameters if p.grad is not None})
+            self._sum.earlier.append({p: p.grad for p in self._parameters if p.grad is not None})
             self._forget()
         losses.append(shared(iteration, mine[-1]))
         self._ranks.agreed(False)  # who has failed says so now; from here on each waits for the others' gradients
@@ -95,13 +95,29 @@ class Parts:
             own = torch.stack([loss.detach() for loss in losses])
             everyone = [torch.empty_like(own) for _ in range(self._ranks.size)]
             dist.all_gather(everyone, own, group=self._ranks.training)
-        self._earlier.clear()
+        self._sum.earlier.clear()
         return torch.cat(everyone)
 
-    def _add_in_order(self, bucket: Any) -> torch.futures.Future[Tensor]:
+    def _forget(self) -> None:
+        for p in self._parameters:
+            p.grad = None
+
+
+class _OrderedSum:
+    """The gradients of a step, added up in the order of its parts.
+
+    Args:
+        ranks: who shares the parts.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self.earlier: list[dict[Tensor, Tensor]] = []  # of this process's parts but the last
+
+    def of(self, bucket: Any) -> torch.futures.Future[Tensor]:
         """Sum of a bucket's gradients over all parts, one after the other: every process sends each of its parts."""
         views = bucket.gradients()
-        rows = [[before[p] for p in bucket.parameters()] for before in self._earlier] + [views]
+        rows = [[before[p] for p in bucket.parameters()] for before in self.earlier] + [views]
         own = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
         everyone = [torch.empty_like(own) for _ in range(self._ranks.size)]
         work = dist.all_gather(everyone, own, group=self._ranks.training, async_op=True)
@@ -118,10 +134,6 @@ class Parts:
 
         future: torch.futures.Future[Tensor] = work.get_future().then(added)
         return future
-
-    def _forget(self) -> None:
-        for p in self._parameters:
-            p.grad = None
 
 
 class _Part(nn.Module):

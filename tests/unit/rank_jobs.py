@@ -5,6 +5,7 @@ python -m tests.processes N tests.unit.rank_jobs all|broken OUT
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from dal_dense.cli import report_errors
 from dal_dense.errors import DataError, Stopped
@@ -56,6 +58,14 @@ def trained(hooks: Hooks) -> tuple[str, list[float]]:
         nn.utils.clip_grad_norm_(network.parameters(), 0.5)
         optimiser.step()
     return sha256(network), losses
+
+
+def left(hooks: Hooks) -> list[str]:
+    """What steps that were taken before have left behind, in any process."""
+    gc.collect()
+    kinds = (DistributedDataParallel, Net)
+    mine = [type(o).__name__ for o in gc.get_objects() if type(o) in kinds]
+    return [name for names in hooks.ranks.gather(mine) for name in names]
 
 
 def counted(hooks: Hooks, many: int) -> list[tuple[int, int]]:
@@ -147,6 +157,7 @@ def main(argv: list[str]) -> int:
                 *(failure(ranks, unsent, who, how) for how in ("all", "first") for who in (0, last)),
             ],
             "trained": ranks.lead(trained, own, ()),
+            "left": ranks.lead(left, own, ()),
             "counted": ranks.lead(counted, own, (37,)),
             "kept": ranks.lead(kept, own, (37,)),
             "told": ranks.lead(told, own, ()),

@@ -35,6 +35,11 @@ def test_any_number_of_processes_gives_the_same_weights(found: tuple[int, dict[s
     assert found[1]["trained"] == [*trained(Hooks())]
 
 
+def test_steps_leave_neither_networks_nor_buckets_behind(found: tuple[int, dict[str, Any]]) -> None:
+    """They would fill memory round by round, and keep threads alive that abort the process as it ends."""
+    assert found[1]["left"] == []
+
+
 def test_all_look_and_the_order_stays(found: tuple[int, dict[str, Any]]) -> None:
     size, seen = found
     assert seen["counted"] == [[i, i % size] for i in range(37)]
