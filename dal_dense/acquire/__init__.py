@@ -30,7 +30,7 @@ from dal_dense.acquire.ranking import Ranking, Sharded
 from dal_dense.acquire.shards import BasketShard, Stock, labelled_of
 from dal_dense.acquire.shortlist import InTurn, Picks, Shards
 from dal_dense.acquire.typiclust import typiclust
-from dal_dense.acquire.uniform import uniform
+from dal_dense.acquire.uniform import Uniform
 from dal_dense.config import StrategyConfig, StrategyName
 from dal_dense.errors import BudgetError, ConfigError, PoolExhausted
 from dal_dense.offers import Offers, check, concat
@@ -48,7 +48,7 @@ Rows come sorted by key, so "the first of equals" is the same in any order of th
 
 STRATEGIES: dict[StrategyName, Strategy | Sharded] = {
     "random": Ranking(random_),
-    "uniform": uniform,
+    "uniform": Uniform(),
     "foreground_random": foreground_random,
     "greedy": Ranking(greedy),
     "per_second": Ranking(per_second, better_of_two),

@@ -3,57 +3,165 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
 from dal_dense import noise
-from dal_dense.acquire.base import Round
+from dal_dense.acquire.base import Aim
 from dal_dense.acquire.basket import Basket
-from dal_dense.config import StrategyConfig
+from dal_dense.acquire.blocks import Blocks, in_parts
+from dal_dense.acquire.shards import PART, BasketShard, bare
+from dal_dense.acquire.shortlist import Candidates, Picks, Rows, Shards, joined
 from dal_dense.offers import Offers
 
-
-class _Spread:
-    """How crowded each row's surroundings are, given what is labelled and taken. All (N,)."""
-
-    def __init__(self, offers: Offers) -> None:
-        self.offers = offers
-        zero = torch.zeros_like(offers.image)
-        self.in_group: Int[Tensor, " N"] = zero
-        self.in_image: Int[Tensor, " N"] = zero.clone()
-        self.near_in_time: Float[Tensor, " N"] = torch.full_like(zero, -torch.inf, dtype=torch.float64)
-        self.near_in_space: Float[Tensor, " N"] = self.near_in_time.clone()
-
-    def add(self, row: int) -> None:
-        """Count one more region; nearness is minus the distance to the nearest counted one."""
-        o = self.offers
-        same_group, same_image = o.group == o.group[row], o.image == o.image[row]
-        self.in_group = self.in_group + same_group
-        self.in_image = self.in_image + same_image
-        steps = -(o.image - o.image[row]).abs().double()
-        self.near_in_time = torch.where(same_group, torch.maximum(self.near_in_time, steps), self.near_in_time)
-        centre = (o.regions.start + o.regions.stop).double() / 2
-        side = (o.regions.stop[row] - o.regions.start[row]).double()  # box sides: no unit, no spacing
-        apart = -((centre - centre[row]) / side).norm(dim=1)
-        self.near_in_space = torch.where(same_image, torch.maximum(self.near_in_space, apart), self.near_in_space)
+LEVELS = ("in_group", "in_image", "near_in_time", "near_in_space", "minus_draw")
+"""What is kept small, the first before the second; a column each of what shards hand over."""
+_CLOSED, _LARGEST = -1, torch.iinfo(torch.int64).max
 
 
-def uniform(offers: Offers, basket: Basket, options: StrategyConfig, when: Round, quota_classes: Sequence[int]) -> None:
+class Uniform:
     """Farthest first, by one criterion after another.
 
     Fewest regions in the group, then fewest in the image, then farthest from any asked image of the group by
     `Offers.image` (frames of a drive follow each other in the round's listing, by time or id), then farthest
     from any asked box of the image, in box sides, then a keyed draw. Labelled rows count as asked.
     """
-    draw = noise.uniform(offers.key, when.seed_for("uniform"), "order")
-    spread = _Spread(offers)
-    for row in offers.labelled.nonzero()[:, 0].tolist():
-        spread.add(row)
-    while (ok := basket.affordable()).any():
-        for level in (spread.in_group, spread.in_image, spread.near_in_time, spread.near_in_space):
-            ok &= level == level[ok].min()
-        row = int(torch.where(ok, draw, -1.0).argmax())
-        basket.take(row, draw[row])
-        spread.add(row)
+
+    def shard(self, offers: Offers, aim: Aim, number: int, known: Offers | None) -> UniformShard:
+        """See `ranking.Sharded`."""
+        return UniformShard(offers, aim, number, known)
+
+    def choose(self, shards: Shards, aim: Aim) -> Picks:
+        """See `ranking.Sharded`: each shard names its best row, the best of these is taken, and so on."""
+        ask: Offers | bool = joined(shards(Picks(), 1, None))[0].offers
+        picks = Picks()
+        while True:
+            rows, _ = joined(shards(picks, 1, ask))
+            ask = True
+            if not len(rows.worth):
+                return picks
+            best = torch.ones_like(rows.worth, dtype=torch.bool)
+            for level in (rows.offers.extra[name] for name in LEVELS):
+                best &= level == level[best].min()
+            row = int(best.int().argmax())  # of equals the smaller key
+            basket = Basket(rows.offers, aim.budget)
+            if picks.rows is not None:
+                basket.note(picks.rows.offers, picks.spent)
+            basket.take(row, rows.worth[row])
+            picks = picks.and_those_of(basket, rows)
+
+
+class UniformShard(BasketShard):
+    """Rows of some images, and the best row of each image by what is labelled and taken; 16 bytes a row."""
+
+    def __init__(self, offers: Offers, aim: Aim, number: int = 0, known: Offers | None = None) -> None:
+        """As `acquire.shard_of`."""
+        super().__init__(offers, aim.budget, number, known)
+        self._seed = aim.when.seed_for("uniform")
+        blocks = self.basket.blocks
+        self._images = blocks.images.to(offers.device)
+        self._groups, group = torch.unique(blocks.of_images(offers.group), return_inverse=True)
+        self._group = group.to(offers.device)
+        self._of_group = Blocks(self._group)
+        self._counted = 0  # picks that the levels know of
+
+    def __call__(self, picks: Picks, count: int, ask: Offers | bool | None) -> Candidates:
+        """Its best row that is affordable after these picks; `worth` is its draw, the rest are columns by name.
+
+        Args:
+            picks: of all shards.
+            count: is one.
+            ask: the labelled rows of all shards, where a choice begins; None: only hand over those of this one.
+        """
+        if ask is None:
+            return self._handed(self.offers.labelled.nonzero()[:, 0])
+        self.note(picks)
+        if isinstance(ask, Offers):
+            self._begin(ask)
+        if picks.rows is not None:
+            self._find(self._count(picks.rows.offers[torch.arange(self._counted, len(picks))]))
+        self._counted = len(picks)
+        held = (self._row != _CLOSED).nonzero()[:, 0]
+        self._find(held[~self._affordable(self._row[held])])
+        best = (self._row != _CLOSED).nonzero()[:, 0]
+        for level in (*self._levels(), self._key) if len(best) else ():
+            here = level[best]
+            best = best[here == here.min()]
+        return self._handed(self._row[best[:1]], best[:1])
+
+    def _affordable(self, rows: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
+        return self.basket.spent + self.basket.price[rows] <= self._budget.seconds
+
+    def _levels(self) -> tuple[Tensor, ...]:
+        """What `LEVELS` names, of the best row of every image."""
+        return self._in_group[self._group], self._in_image, self._in_time, self._space, self._minus_draw
+
+    def _begin(self, labelled: Offers) -> None:
+        """Count what is labelled, and find the best row of every image."""
+        zero, far = torch.zeros_like(self._images), torch.full_like(self._images, -torch.inf, dtype=torch.float64)
+        self._in_group, self._in_image = torch.zeros_like(self._groups).to(zero.device), zero.clone()
+        self._in_time, self._space, self._minus_draw, self._key = far, far.clone(), far.clone(), zero.clone()
+        self._nearness = torch.full_like(self.offers.key, -torch.inf, dtype=torch.float64)
+        self._row = torch.full_like(zero, _CLOSED)
+        self._counted = 0
+        self._count(labelled)
+        self._find(torch.arange(len(zero), device=zero.device))
+
+    def _count(self, asked: Offers) -> Int[Tensor, " n"]:
+        """Reckon with more regions; which images they lie in. Nearness is minus the distance to the nearest one."""
+        touched = [self._row[:0]]
+        start, stop = asked.regions.start.double(), asked.regions.stop.double()
+        centre, side = ((start + stop) / 2).tolist(), (stop - start).tolist()
+        for i, (image, group) in enumerate(zip(asked.image.tolist(), asked.group.tolist(), strict=True)):
+            mates, _ = self._of_group.rows_of((self._groups == group).nonzero()[:, 0])
+            if not len(mates):
+                continue
+            self._in_group[self._group[mates[0]]] += 1
+            steps = -(self._images[mates] - image).abs().double()
+            self._in_time[mates] = torch.maximum(self._in_time[mates], steps)
+            place = mates[self._images[mates] == image]
+            self._in_image[place] += 1
+            rows, _ = self.basket.blocks.rows_of([image])
+            apart = self._apart(rows, centre[i], side[i])
+            self._nearness[rows] = torch.maximum(self._nearness[rows], -apart)
+            touched.append(place)
+        found: Tensor = torch.unique(torch.cat(touched))
+        return found
+
+    def _apart(self, rows: Int[Tensor, " n"], centre: Sequence[float], side: Sequence[float]) -> Float64[Tensor, " n"]:
+        """How far the centres of rows lie from one, in box sides: no unit, no spacing."""
+        mine = (self.offers.regions.start[rows] + self.offers.regions.stop[rows]).double() / 2
+        square = torch.zeros_like(mine[:, 0])
+        for axis, c, s in zip(
+            mine.unbind(1), centre, side, strict=True
+        ):  # one by one: the same sum for any number of rows
+            square += ((axis - c) / s).square()
+        return square.sqrt()
+
+    def _find(self, places: Int[Tensor, " n"]) -> None:
+        """The best affordable row of each of these images: farthest from what is asked, then by the draw."""
+        if not len(places):
+            return
+        for some in torch.split(places, in_parts(self.basket.blocks.counts_of(self._images[places]), PART)):
+            rows, owner = self.basket.blocks.rows_of(self._images[some])
+            kept = self._affordable(rows)
+            key = self.offers.key[rows]
+            draw = noise.uniform(key, self._seed, "order")
+            for column, level in ((self._space, self._nearness[rows]), (self._minus_draw, -draw), (self._key, key)):
+                least = torch.full_like(column[some], torch.inf if column.is_floating_point() else _LARGEST)
+                column[some] = least.scatter_reduce_(0, owner[kept], level[kept], "amin")
+                kept &= level == column[some][owner]
+            self._row[some] = _CLOSED
+            self._row[some[owner[kept]]] = rows[kept]
+
+    def _handed(self, rows: Int[Tensor, " K"], places: Int[Tensor, " K"] | None = None) -> Candidates:
+        """Rows with their draws, and what `LEVELS` names."""
+        offers = bare(self.offers, rows, self.basket.opening_of(rows))
+        worth = torch.zeros(len(rows), dtype=torch.float64)
+        if places is not None:
+            extra = {name: level[places].double().cpu() for name, level in zip(LEVELS, self._levels(), strict=True)}
+            offers, worth = replace(offers, extra={**offers.extra, **extra}), -extra[LEVELS[-1]]
+        return Candidates(Rows(offers, torch.full((len(rows),), self.number), rows.cpu(), worth), None)

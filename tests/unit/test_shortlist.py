@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import math
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from dal_dense.acquire.fill import purchases
 from dal_dense.acquire.hybrid import Hybrid, _surveyed
 from dal_dense.acquire.hybrid_scales import Scales
 from dal_dense.acquire.hybrid_shard import HybridShard, sample_draw
+from dal_dense.acquire.ranking import Sharded
 from dal_dense.acquire.shards import LocalShard
 from dal_dense.acquire.shortlist import Candidates, InTurn, Picks
 from dal_dense.acquire.values import summed_score
@@ -31,7 +33,7 @@ from dal_dense.offers import Offers, concat
 from tests.conformance.test_strategies import Case, cases, clashes, random_offers
 
 RANKINGS = {name: rule for name, rule in STRATEGIES.items() if isinstance(rule, Ranking)}
-SHARDED = [*RANKINGS, "hybrid"]
+SHARDED = [name for name, rule in STRATEGIES.items() if isinstance(rule, Sharded)]
 QUOTA = (1, 2)
 PPAL = importlib.import_module("dal_dense.acquire.ppal")  # the package holds the function by that name
 
@@ -45,6 +47,7 @@ def few_at_once(count: int, part: int) -> Iterator[None]:
         mock.patch("dal_dense.acquire.shards.PART", part),
         mock.patch("dal_dense.acquire.ranking.PART", part),
         mock.patch("dal_dense.acquire.hybrid.SAMPLE", 4 * part),
+        mock.patch("dal_dense.acquire.uniform.PART", part),
     ):
         yield
 
@@ -80,6 +83,32 @@ def plain_hybrid(offers: Offers, budget: Budget, when: Round, options: StrategyC
         ground.append(row)
 
 
+def plain_uniform(offers: Offers, budget: Budget, when: Round) -> Basket:
+    """The criteria one after the other, from all that is asked, for every row and every pick."""
+    basket = Basket(offers, budget)
+    draw = noise.uniform(offers.key, derive_seed(when.seed, when.number, "uniform"), "order").tolist()
+    image, group = offers.image.tolist(), offers.group.tolist()
+    start, stop = offers.regions.start.tolist(), offers.regions.stop.tolist()
+    asked = offers.labelled.nonzero()[:, 0].tolist()
+
+    def apart(row: int, other: int) -> float:
+        boxes = zip(start[row], stop[row], start[other], stop[other], strict=True)
+        return math.sqrt(sum((((a + b) / 2 - (c + d) / 2) / (d - c)) ** 2 for a, b, c, d in boxes))
+
+    def crowd(row: int) -> tuple[float, ...]:
+        mates = [other for other in asked if group[other] == group[row]]
+        inside = [other for other in mates if image[other] == image[row]]
+        steps = min((abs(image[row] - image[other]) for other in mates), default=math.inf)
+        near = min((apart(row, other) for other in inside), default=math.inf)
+        return len(mates), len(inside), -steps, -near, -draw[row]
+
+    while rows := basket.affordable().nonzero()[:, 0].tolist():
+        row = min(rows, key=crowd)
+        basket.take(row, draw[row])
+        asked.append(row)
+    return basket
+
+
 def plain(
     options: StrategyConfig, offers: Offers, budget: Budget, when: Round, sample: int = 1 << 20
 ) -> tuple[list[int], list[float], list[float]]:
@@ -88,6 +117,8 @@ def plain(
     if name == "hybrid":
         basket = plain_hybrid(offers, budget, when, options, sample)
         return offers.key[basket.rows].tolist(), torch.tensor(basket.seconds).tolist(), basket.values
+    if name == "uniform":
+        return as_reported(offers, plain_uniform(offers, budget, when))
     worth = RANKINGS[name].worth(offers, options, when).double()
 
     def filled(basket: Basket) -> Basket:
@@ -105,8 +136,13 @@ def plain(
         if single is not None and float(worth[single]) > float(worth[basket.rows].sum()):
             other.take(single, worth[single] / other.price[single].clamp_min(1e-9))
             basket = filled(other)
-    as_float32 = torch.tensor(basket.values, dtype=torch.float32).tolist()
-    return offers.key[basket.rows].tolist(), torch.tensor(basket.seconds).tolist(), as_float32
+    return as_reported(offers, basket)
+
+
+def as_reported(offers: Offers, basket: Basket) -> tuple[list[int], list[float], list[float]]:
+    """Keys, seconds and values of what was taken, in float32."""
+    seconds, values = (torch.tensor(v, dtype=torch.float32).tolist() for v in (basket.seconds, basket.values))
+    return offers.key[basket.rows].tolist(), seconds, values
 
 
 def seen(offers: Offers, chosen: Selection) -> tuple[list[int], list[float], list[float]]:
@@ -452,7 +488,7 @@ def test_the_sample_of_hybrid_is_that_of_all_shards_however_unequal_they_are() -
     assert found.labelled.sum() == offers.labelled.sum() > 0
 
 
-@pytest.mark.parametrize("name", ["greedy", "hybrid"])
+@pytest.mark.parametrize("name", SHARDED)
 def test_shards_without_rows(name: StrategyName) -> None:
     offers = random_offers(1, 3, 5)
     none = offers[torch.zeros(0, dtype=torch.int64)]
