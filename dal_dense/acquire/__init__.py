@@ -14,10 +14,10 @@ from dal_dense.acquire.badge import badge
 from dal_dense.acquire.base import Aim, Budget, Round, Selection
 from dal_dense.acquire.basket import Basket
 from dal_dense.acquire.box_count import box_count
-from dal_dense.acquire.clasp import clasp
+from dal_dense.acquire.clasp import clasp, clasp_turns
 from dal_dense.acquire.coreset import coreset
 from dal_dense.acquire.facility_location import facility_location
-from dal_dense.acquire.foreground import foreground_random
+from dal_dense.acquire.foreground import foreground_random, foreground_turns
 from dal_dense.acquire.greedy import greedy
 from dal_dense.acquire.hybrid import Hybrid
 from dal_dense.acquire.kmeans import kmeans
@@ -29,6 +29,7 @@ from dal_dense.acquire.random_ import random_
 from dal_dense.acquire.ranking import Ranking, Sharded
 from dal_dense.acquire.shards import BasketShard, Stock, labelled_of
 from dal_dense.acquire.shortlist import InTurn, Picks, Shards
+from dal_dense.acquire.turns import ByTurns
 from dal_dense.acquire.typiclust import typiclust
 from dal_dense.acquire.uniform import Uniform
 from dal_dense.config import StrategyConfig, StrategyName
@@ -49,11 +50,11 @@ Rows come sorted by key, so "the first of equals" is the same in any order of th
 STRATEGIES: dict[StrategyName, Strategy | Sharded] = {
     "random": Ranking(random_),
     "uniform": Uniform(),
-    "foreground_random": foreground_random,
+    "foreground_random": ByTurns(foreground_random, foreground_turns),
     "greedy": Ranking(greedy),
     "per_second": Ranking(per_second, better_of_two),
     "power": Ranking(power),
-    "clasp": clasp,
+    "clasp": ByTurns(clasp, clasp_turns),
     "coreset": coreset,
     "facility_location": facility_location,
     "badge": badge,

@@ -6,33 +6,41 @@ candidates passes its seconds on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import torch
+from jaxtyping import Float64
+from torch import Tensor
 
 from dal_dense import noise
-from dal_dense.acquire.base import Round
-from dal_dense.acquire.basket import Basket
+from dal_dense.acquire.base import Aim
+from dal_dense.acquire.turns import Turn, Turns
 from dal_dense.acquire.values import log_of, scheduled_beta
-from dal_dense.config import StrategyConfig
 from dal_dense.offers import Offers
 
 
-def clasp(offers: Offers, basket: Basket, options: StrategyConfig, when: Round, quota_classes: Sequence[int]) -> None:
-    """log(class score) + Gumbel / beta_t by class quota, then log(score) + Gumbel / beta_t.
+def clasp(offers: Offers, aim: Aim, turn: Turn, objects: bool) -> Float64[Tensor, " N"]:
+    """log(class score) + Gumbel / beta_t by quota class, or log(score) + Gumbel / beta_t."""
+    seed, beta = aim.when.seed_for("clasp"), scheduled_beta(aim.options, aim.when)
+    if turn is None:
+        return log_of(offers.score) + noise.gumbel(offers.key, seed, "all") / beta
+    score = offers.class_score[:, turn]
+    value = log_of(score) + noise.gumbel(offers.key, seed, f"class {turn}") / beta
+    return torch.where(score > 0, value, -torch.inf)
 
-    `class_share` of the seconds is split by serving, at each purchase, the class that has had
-    the fewest seconds; equal classes are served in a random order of the round.
+
+def clasp_turns(aim: Aim) -> Turns:
+    """`class_share` of the seconds is split by class, the rest goes by the score.
+
+    At each purchase the class that has had the fewest seconds is served; equal classes in a random order of the round.
     """
-    seed, beta = when.seed_for("clasp"), scheduled_beta(options, when)
-    had = dict.fromkeys(sorted(quota_classes, key=lambda c: noise.derive_seed(seed, "class", c)), 0.0)
-    while had and basket.spent < options.class_share * basket.budget.seconds:
+    seed, spent = aim.when.seed_for("clasp"), 0.0
+    had = dict.fromkeys(sorted(aim.quota_classes, key=lambda c: noise.derive_seed(seed, "class", c)), 0.0)
+    while had and spent < aim.options.class_share * aim.budget.seconds:
         c = min(had, key=had.__getitem__)
-        score = offers.class_score[:, c]
-        value = log_of(score) + noise.gumbel(offers.key, seed, f"class {c}") / beta
-        row = basket.best(value, among=score > 0)
-        if row is None:
+        paid = yield c
+        if paid is None:
             del had[c]
         else:
-            had[c] += basket.take(row, value[row])
-    value = log_of(offers.score) + noise.gumbel(offers.key, seed, "all") / beta
-    while (row := basket.best(value)) is not None:
-        basket.take(row, value[row])
+            had[c] += paid
+            spent += paid
+    while (yield None) is not None:
+        pass

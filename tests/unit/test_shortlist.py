@@ -44,6 +44,8 @@ def few_at_once(count: int, part: int) -> Iterator[None]:
     with (
         mock.patch("dal_dense.acquire.shortlist.COUNT", count),
         mock.patch("dal_dense.acquire.shortlist.LEAST", 1),
+        mock.patch("dal_dense.acquire.turns.COUNT", count),
+        mock.patch("dal_dense.acquire.turns.LEAST", 1),
         mock.patch("dal_dense.acquire.shards.PART", part),
         mock.patch("dal_dense.acquire.ranking.PART", part),
         mock.patch("dal_dense.acquire.hybrid.SAMPLE", 4 * part),
@@ -109,6 +111,36 @@ def plain_uniform(offers: Offers, budget: Budget, when: Round) -> Basket:
     return basket
 
 
+def plain_quotas(offers: Offers, budget: Budget, when: Round, options: StrategyConfig) -> Basket:
+    """clasp and foreground_random: whose turn it is, and the best of all rows for it, pick by pick."""
+    name, basket = options.name, Basket(offers, budget)
+    seed, share = derive_seed(when.seed, when.number, name), options.class_share if name == "clasp" else 0.66
+    beta = options.beta * (options.beta_end / options.beta) ** when.progress if name == "clasp" else 1.0
+    blind = torch.ones_like(offers.labelled) if name == "clasp" else offers.extra["random"] > 0
+    amount = offers.objects if offers.parts is not None else offers.extent
+    score = offers.class_score if name == "clasp" else offers.shares * amount[:, None]
+    value = [
+        s.double().clamp_min(1e-30).log() + noise.gumbel(offers.key, seed, f"class {c}") / beta
+        for c, s in enumerate(score.unbind(1))
+    ]
+    left, seconds = list(QUOTA), {c: [0.0] for c in QUOTA}
+    while left and basket.spent < share * budget.seconds:
+        if name == "clasp":
+            c = min(left, key=lambda c: (sum(seconds[c]), derive_seed(seed, "class", c)))
+        else:
+            c = left[derive_seed(seed, "class", len(basket.rows), len(left)) % len(left)]
+        row = basket.best(value[c], among=blind & (score[:, c] > 0))
+        if row is None:
+            left.remove(c)
+        else:
+            seconds[c].append(basket.take(row, value[c][row]))
+    rest = offers.score.double().clamp_min(1e-30).log() + noise.gumbel(offers.key, seed, "all") / beta
+    rest = rest if name == "clasp" else blind + noise.uniform(offers.key, seed, "order")
+    while (row := basket.best(rest)) is not None:
+        basket.take(row, rest[row])
+    return basket
+
+
 def plain(
     options: StrategyConfig, offers: Offers, budget: Budget, when: Round, sample: int = 1 << 20
 ) -> tuple[list[int], list[float], list[float]]:
@@ -119,6 +151,8 @@ def plain(
         return offers.key[basket.rows].tolist(), torch.tensor(basket.seconds).tolist(), basket.values
     if name == "uniform":
         return as_reported(offers, plain_uniform(offers, budget, when))
+    if name in ("clasp", "foreground_random"):
+        return as_reported(offers, plain_quotas(offers, budget, when, options))
     worth = RANKINGS[name].worth(offers, options, when).double()
 
     def filled(basket: Basket) -> Basket:
@@ -164,6 +198,7 @@ def same_choice(
     if ties:
         offers = replace(offers, score=offers.score.round(), seconds=offers.seconds.round(), objects=offers.score)
     gen = torch.Generator().manual_seed(shuffle)
+    offers = replace(offers, extra={**offers.extra, "random": (offers.boundary > 0.4).float()})
     offers = offers[torch.randperm(len(offers), generator=gen)]
     shard_of = torch.randint(0, shards, (int(offers.image.max()) + 1,), generator=gen)[offers.image]
     parts = [offers[shard_of == i] for i in range(shards)]
@@ -428,8 +463,8 @@ def test_purchases_and_candidates_are_those_of_the_plain_rule(case: Case, at_onc
 
 def test_what_needs_all_rows_says_so() -> None:
     parts = [random_offers(1, 3, 5)]
-    with pytest.raises(ConfigError, match=r"strategy.name clasp needs the whole pool in one place.*greedy.*hybrid"):
-        acquire_shards(parts, Budget(50.0), StrategyConfig(name="clasp"), Round(1, 2, 0), quota_classes=QUOTA)
+    with pytest.raises(ConfigError, match=r"strategy.name coreset needs the whole pool in one place.*greedy.*hybrid"):
+        acquire_shards(parts, Budget(50.0), StrategyConfig(name="coreset"), Round(1, 2, 0), quota_classes=QUOTA)
 
 
 @dataclass
