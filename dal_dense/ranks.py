@@ -246,7 +246,7 @@ def joined(device: str) -> Iterator[Ranks]:
 def _part(ranks: Ranks) -> None:
     """Leave the others.
 
-    What still held the group would keep its threads alive, and one that lets go of a tensor while the
+    Cycles of objects that hold the group would keep its threads alive, and one that lets go of a tensor while the
     interpreter ends aborts the process.
     """
     if ranks.first:

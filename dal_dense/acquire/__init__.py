@@ -15,7 +15,7 @@ from dal_dense.acquire.base import Aim, Budget, Round, Selection
 from dal_dense.acquire.basket import Basket
 from dal_dense.acquire.box_count import box_count
 from dal_dense.acquire.clasp import clasp, clasp_turns
-from dal_dense.acquire.coreset import coreset
+from dal_dense.acquire.coreset import Coreset
 from dal_dense.acquire.facility_location import facility_location
 from dal_dense.acquire.foreground import foreground_random, foreground_turns
 from dal_dense.acquire.greedy import greedy
@@ -55,7 +55,7 @@ STRATEGIES: dict[StrategyName, Strategy | Sharded] = {
     "per_second": Ranking(per_second, better_of_two),
     "power": Ranking(power),
     "clasp": ByTurns(clasp, clasp_turns),
-    "coreset": coreset,
+    "coreset": Coreset(),
     "facility_location": facility_location,
     "badge": badge,
     "kmeans": kmeans,

@@ -25,8 +25,9 @@ from torch import Tensor
 from dal_dense.acquire.base import Aim, Round
 from dal_dense.acquire.distance import nearest
 from dal_dense.acquire.hybrid_scales import Columns, Scales
-from dal_dense.acquire.hybrid_shard import HybridShard, sample_draw
-from dal_dense.acquire.shortlist import Picks, Rows, Shards, fill, joined
+from dal_dense.acquire.hybrid_shard import HybridShard
+from dal_dense.acquire.shortlist import Picks, Rows, Shards, fill
+from dal_dense.acquire.survey import sample_of, surveyed
 from dal_dense.config import StrategyConfig
 from dal_dense.offers import Offers
 
@@ -50,28 +51,16 @@ class Hybrid:
 
         Without an embedding D is 1; without quota classes U is the score alone.
         """
-        return fill(shards, aim.budget, _Rule(_surveyed(shards, aim.when), aim.options, aim.when))
-
-
-def _surveyed(shards: Shards, when: Round) -> Offers:
-    """The labelled rows, and at least those of the others that are in the sample; sorted by key."""
-    count = 2 * SAMPLE // len(shards) + 1
-    while True:
-        rows, floor = joined(shards(Picks(), count, None))
-        ahead = -sample_draw(rows.offers.key, when) >= (-math.inf if floor is None else floor[0])
-        if floor is None or int((ahead & ~rows.offers.labelled).sum()) >= SAMPLE:
-            return rows.offers
-        count *= 4
+        return fill(shards, aim.budget, _Rule(surveyed(shards, aim.when, SAMPLE), aim.options, aim.when))
 
 
 class _Rule:
     """The utility of some rows as the basket fills, as `shortlist.Rule` says."""
 
     def __init__(self, surveyed: Offers, options: StrategyConfig, when: Round) -> None:
-        """`surveyed`: as `_surveyed` finds it; of class columns there are those of the quota."""
+        """`surveyed`: as `survey.surveyed` finds it; of class columns there are those of the quota."""
         self._options, self._when = options, when
-        labelled, sample = surveyed[surveyed.labelled], surveyed[~surveyed.labelled]
-        sample = sample[sample_draw(sample.key, when).argsort(stable=True)[:SAMPLE].sort().values]
+        labelled, sample = surveyed[surveyed.labelled], sample_of(surveyed, when, SAMPLE)
         self._ground = labelled.shares.sum(0)
         self._labelled: Tensor | None = labelled.embedding
         self._score, self._by_class = sample.score.double().mean(), sample.class_score.double().mean(0)

@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from dal_dense import noise
-from dal_dense.acquire.base import Aim, Round
+from dal_dense.acquire.base import Aim
 from dal_dense.acquire.distance import nearest
 from dal_dense.acquire.hybrid_scales import Columns, Scales, mass_of
-from dal_dense.acquire.shards import PART, BasketShard, bare, first_of, highest
+from dal_dense.acquire.shards import PART, BasketShard, bare, first_of
 from dal_dense.acquire.shortlist import Candidates, Picks, Rows
+from dal_dense.acquire.survey import survey_of
 from dal_dense.offers import Offers
 
 ENOUGH = 1 / 8
@@ -43,7 +43,7 @@ class HybridShard(BasketShard):
         Args:
             picks: of all shards, with their features.
             count: at most so many, mates apart.
-            ask: what utility is measured by; None: the labelled rows, and others by `sample_draw`.
+            ask: what utility is measured by; None: the labelled rows, and others, drawn by key (`survey`).
         """
         if ask is None:
             return self._survey(count)
@@ -93,9 +93,7 @@ class HybridShard(BasketShard):
         self._counted[behind] = len(picks)
 
     def _survey(self, count: int) -> Candidates:
-        key, labelled = self.offers.key, self.offers.labelled
-        drawn, floor = highest(key, count, lambda here: (-sample_draw(key[here], self._when), ~labelled[here]))
-        return self._handed(torch.cat([labelled.nonzero()[:, 0], drawn]), floor)
+        return self._handed(*survey_of(self.offers, self._when, count))
 
     def _handed(self, rows: Int[Tensor, " K"], floor: tuple[float, int] | None) -> Candidates:
         """Rows with what the rule needs: of the class columns those of the quota, and `mass_of` as `shares`."""
@@ -109,8 +107,3 @@ class HybridShard(BasketShard):
         )
         number = torch.full((len(rows),), self.number)
         return Candidates(Rows(found, number, rows.cpu(), self._far[rows].double().cpu()), floor)
-
-
-def sample_draw(key: Int[Tensor, " n"], when: Round) -> Float64[Tensor, " n"]:
-    """By which rows are drawn into the sample, the smallest first."""
-    return noise.uniform(key, when.seed_for("hybrid"), "sample")

@@ -142,7 +142,7 @@ class Candidates:
 
 
 Shard = Callable[[Picks, int, Any], Candidates]
-"""`shard(picks, count, ask)`: its `count` best rows that may be affordable after these picks, by what a `Rule` asks.
+"""`shard(picks, count, ask)`: its `count` best rows that may be affordable after these picks, by what is asked.
 
 All rows of an image lie in one shard; `image`, `group` and `key` mean the same in all of them.
 """

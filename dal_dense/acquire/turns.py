@@ -16,7 +16,7 @@ from torch import Tensor
 from dal_dense.acquire.base import Aim
 from dal_dense.acquire.basket import Basket
 from dal_dense.acquire.shards import BasketShard, bare
-from dal_dense.acquire.shortlist import COUNT, LEAST, MOST, Candidates, Picks, Rows, Shards, joined
+from dal_dense.acquire.shortlist import COUNT, FEW, LEAST, MOST, Candidates, Picks, Rows, Shards, joined
 from dal_dense.offers import Offers
 
 Turn = int | None
@@ -57,12 +57,14 @@ class ByTurns:
                 basket.note(picks.rows.offers, picks.spent)
             try:
                 while turn in ranks:
-                    row = basket.best(ranks[turn], ranks[turn] > -torch.inf)
-                    if lists.may_lack(
-                        turn, None if row is None else (float(ranks[turn][row]), int(rows.offers.key[row]))
-                    ):
+                    rank, paid = ranks[turn], None
+                    row = basket.best(rank, rank > -torch.inf)
+                    if not lists.sure(turn, None if row is None else (float(rank[row]), int(rows.offers.key[row]))):
                         break
-                    turn = turns.send(None if row is None else basket.take(row, ranks[turn][row]))
+                    if row is not None:
+                        paid = basket.take(row, rank[row])
+                        lists.bought(turn)
+                    turn = turns.send(paid)
             except StopIteration:
                 return picks.and_those_of(basket, rows)
             picks = picks.and_those_of(basket, rows)
@@ -75,39 +77,37 @@ class _Lists:
         self._shards = shards
         self._found: dict[Turn, tuple[Rows, tuple[float, int] | None]] = {}
         self._count: dict[Turn, int] = {}
-        self._served: set[Turn] = set()  # rankings by whose list something was bought
+        self._bought: dict[Turn, int] = {}
 
     def ask(self, turn: Turn, picks: Picks) -> None:
-        """Have the list of a ranking made, or made anew: then a longer one."""
+        """Have the list of a ranking made, or made anew: a longer one if little was bought by the last."""
         each = len(self._shards)
-        before = self._count.get(turn)
-        count = max(LEAST, COUNT // each) if before is None else 4 * before
-        if before is not None and turn in self._served:
-            count = max(before, min(count, MOST // each))
-        self._served.discard(turn)
-        self._count[turn] = count
+        count = self._count.get(turn, max(LEAST, COUNT // each))
+        if turn in self._found:
+            bought, at_once = self._bought[turn], count * each
+            count *= 4 if not bought or (bought < FEW * at_once and at_once < MOST) else 1
+        self._count[turn], self._bought[turn] = count, 0
         self._found[turn] = joined(self._shards(picks, count, turn))
 
     def joined(self) -> tuple[Rows, dict[Turn, Float64[Tensor, " K"]]]:
         """The rows of all lists, each once and sorted by key; their worth by ranking, -inf where a list lacks them."""
         every = Rows.of([rows for rows, _ in self._found.values()])
-        _, which = torch.unique(torch.stack([every.shard, every.row]), dim=1, return_inverse=True)
-        first = torch.full_like(which, len(which)).scatter_reduce_(0, which, torch.arange(len(which)), "amin")
-        first = first[first < len(which)]
-        order = every.offers.key[first].argsort(stable=True)
-        places = torch.split(order.argsort()[which], [len(rows.row) for rows, _ in self._found.values()])
+        keys, place = torch.unique(every.offers.key, return_inverse=True)
+        first = torch.full_like(keys, len(place)).scatter_reduce_(0, place, torch.arange(len(place)), "amin")
         ranks = {}
-        for (turn, (rows, _)), place in zip(self._found.items(), places, strict=True):
-            ranks[turn] = torch.full((len(order),), -torch.inf, dtype=torch.float64).index_put_((place,), rows.worth)
-        return every[first[order]], ranks
+        places = torch.split(place, [len(rows.row) for rows, _ in self._found.values()])
+        for (turn, (rows, _)), here in zip(self._found.items(), places, strict=True):
+            ranks[turn] = torch.full((len(keys),), -torch.inf, dtype=torch.float64).index_put_((here,), rows.worth)
+        return every[first], ranks
 
-    def may_lack(self, turn: Turn, best: tuple[float, int] | None) -> bool:
-        """Can a row that is not in the list rank above the best of the list (rank and key) that is affordable?"""
+    def sure(self, turn: Turn, best: tuple[float, int] | None) -> bool:
+        """Does no row outside the list rank above the best of the list that is affordable (rank and key)?"""
         floor = self._found[turn][1]
-        if floor is not None and (best is None or (-best[0], best[1]) > (-floor[0], floor[1])):
-            return True
-        self._served.add(turn)
-        return False
+        return floor is None or (best is not None and (-best[0], best[1]) <= (-floor[0], floor[1]))
+
+    def bought(self, turn: Turn) -> None:
+        """Note a purchase by the list of a ranking."""
+        self._bought[turn] += 1
 
 
 class TurnShard(BasketShard):
@@ -123,10 +123,9 @@ class TurnShard(BasketShard):
         """Its `count` best rows by one ranking that may be affordable after these picks."""
         self.note(picks)
 
-        def rank(rows: Tensor | slice, price: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
+        def worth(rows: Tensor | slice) -> Float64[Tensor, " n"]:
             return self._worth(self._slim[rows], self._aim, ask, self._objects)
 
-        rows, floor = self.best(count, rank)
-        worth = rank(rows, self.basket.price[rows])
+        rows, floor = self.best(count, lambda here, price: worth(here))
         picked = bare(self.offers, rows, self.basket.opening_of(rows))
-        return Candidates(Rows(picked, torch.full((len(rows),), self.number), rows.cpu(), worth.cpu()), floor)
+        return Candidates(Rows(picked, torch.full((len(rows),), self.number), rows.cpu(), worth(rows).cpu()), floor)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float64, Int
@@ -11,9 +10,9 @@ from torch import Tensor
 
 from dal_dense import noise
 from dal_dense.acquire.base import Aim
-from dal_dense.acquire.basket import Basket
 from dal_dense.acquire.blocks import Blocks, in_parts
-from dal_dense.acquire.shards import PART, BasketShard, bare
+from dal_dense.acquire.one_by_one import named, one_by_one
+from dal_dense.acquire.shards import PART, BasketShard
 from dal_dense.acquire.shortlist import Candidates, Picks, Rows, Shards, joined
 from dal_dense.offers import Offers
 
@@ -35,27 +34,24 @@ class Uniform:
         return UniformShard(offers, aim, number, known)
 
     def choose(self, shards: Shards, aim: Aim) -> Picks:
-        """See `ranking.Sharded`: each shard names its best row, the best of these is taken, and so on."""
-        ask: Offers | bool = joined(shards(Picks(), 1, None))[0].offers
-        picks = Picks()
-        while True:
-            rows, _ = joined(shards(picks, 1, ask))
-            ask = True
-            if not len(rows.worth):
-                return picks
-            best = torch.ones_like(rows.worth, dtype=torch.bool)
+        """See `ranking.Sharded`."""
+        labelled = joined(shards(Picks(), 1, None))[0].offers
+
+        def best(rows: Rows) -> tuple[int, float]:
+            first = torch.ones_like(rows.worth, dtype=torch.bool)
             for level in (rows.offers.extra[name] for name in LEVELS):
-                best &= level == level[best].min()
-            row = int(best.int().argmax())  # of equals the smaller key
-            basket = Basket(rows.offers, aim.budget)
-            if picks.rows is not None:
-                basket.note(picks.rows.offers, picks.spent)
-            basket.take(row, rows.worth[row])
-            picks = picks.and_those_of(basket, rows)
+                first &= level == level[first].min()
+            row = int(first.int().argmax())
+            return row, float(rows.worth[row])
+
+        return one_by_one(shards, labelled, best)
 
 
 class UniformShard(BasketShard):
-    """Rows of some images, and the best row of each image by what is labelled and taken; 16 bytes a row."""
+    """Rows of some images, and the best row of each image by what is labelled and taken.
+
+    16 bytes a row beside the columns, and 72 an image.
+    """
 
     def __init__(self, offers: Offers, aim: Aim, number: int = 0, known: Offers | None = None) -> None:
         """As `acquire.shard_of`."""
@@ -73,31 +69,34 @@ class UniformShard(BasketShard):
 
         Args:
             picks: of all shards.
-            count: is one.
+            count: is one (of labelled rows there are as many as there are).
             ask: the labelled rows of all shards, where a choice begins; None: only hand over those of this one.
         """
         if ask is None:
-            return self._handed(self.offers.labelled.nonzero()[:, 0])
+            labelled = self.offers.labelled.nonzero()[:, 0]
+            return named(self, labelled, torch.zeros_like(labelled).double())
         self.note(picks)
         if isinstance(ask, Offers):
             self._begin(ask)
         if picks.rows is not None:
             self._find(self._count(picks.rows.offers[torch.arange(self._counted, len(picks))]))
         self._counted = len(picks)
-        held = (self._row != _CLOSED).nonzero()[:, 0]
-        self._find(held[~self._affordable(self._row[held])])
-        best = (self._row != _CLOSED).nonzero()[:, 0]
-        for level in (*self._levels(), self._key) if len(best) else ():
-            here = level[best]
+        self._find((~self._affordable(self._price) & (self._row != _CLOSED)).nonzero()[:, 0])
+        best = self._affordable(self._price).nonzero()[:, 0]
+        for level in (*self._levels(), self._key.__getitem__) if len(best) else ():
+            here = level(best)
             best = best[here == here.min()]
-        return self._handed(self._row[best[:1]], best[:1])
+        best = best[:1]
+        levels = {name: level(best).double() for name, level in zip(LEVELS, self._levels(), strict=True)}
+        return named(self, self._row[best], -self._minus_draw[best], levels)
 
-    def _affordable(self, rows: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
-        return self.basket.spent + self.basket.price[rows] <= self._budget.seconds
+    def _affordable(self, price: Float64[Tensor, " n"]) -> Bool[Tensor, " n"]:
+        return self.basket.spent + price <= self._budget.seconds
 
-    def _levels(self) -> tuple[Tensor, ...]:
-        """What `LEVELS` names, of the best row of every image."""
-        return self._in_group[self._group], self._in_image, self._in_time, self._space, self._minus_draw
+    def _levels(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        """What `LEVELS` names, of the best rows of images."""
+        columns = (self._in_image, self._in_time, self._space, self._minus_draw)
+        return (lambda places: self._in_group[self._group[places]]), *(column.__getitem__ for column in columns)
 
     def _begin(self, labelled: Offers) -> None:
         """Count what is labelled, and find the best row of every image."""
@@ -105,7 +104,7 @@ class UniformShard(BasketShard):
         self._in_group, self._in_image = torch.zeros_like(self._groups).to(zero.device), zero.clone()
         self._in_time, self._space, self._minus_draw, self._key = far, far.clone(), far.clone(), zero.clone()
         self._nearness = torch.full_like(self.offers.key, -torch.inf, dtype=torch.float64)
-        self._row = torch.full_like(zero, _CLOSED)
+        self._row, self._price = torch.full_like(zero, _CLOSED), -far
         self._counted = 0
         self._count(labelled)
         self._find(torch.arange(len(zero), device=zero.device))
@@ -122,6 +121,9 @@ class UniformShard(BasketShard):
             self._in_group[self._group[mates[0]]] += 1
             steps = -(self._images[mates] - image).abs().double()
             self._in_time[mates] = torch.maximum(self._in_time[mates], steps)
+            # what is bought closes rows of its group only
+            row = self._row[mates]
+            self._price[mates] = torch.where(row == _CLOSED, torch.inf, self.basket.price[row])
             place = mates[self._images[mates] == image]
             self._in_image[place] += 1
             rows, _ = self.basket.blocks.rows_of([image])
@@ -147,21 +149,13 @@ class UniformShard(BasketShard):
             return
         for some in torch.split(places, in_parts(self.basket.blocks.counts_of(self._images[places]), PART)):
             rows, owner = self.basket.blocks.rows_of(self._images[some])
-            kept = self._affordable(rows)
+            price = self.basket.price[rows]
+            kept = self._affordable(price)
             key = self.offers.key[rows]
             draw = noise.uniform(key, self._seed, "order")
             for column, level in ((self._space, self._nearness[rows]), (self._minus_draw, -draw), (self._key, key)):
                 least = torch.full_like(column[some], torch.inf if column.is_floating_point() else _LARGEST)
                 column[some] = least.scatter_reduce_(0, owner[kept], level[kept], "amin")
                 kept &= level == column[some][owner]
-            self._row[some] = _CLOSED
-            self._row[some[owner[kept]]] = rows[kept]
-
-    def _handed(self, rows: Int[Tensor, " K"], places: Int[Tensor, " K"] | None = None) -> Candidates:
-        """Rows with their draws, and what `LEVELS` names."""
-        offers = bare(self.offers, rows, self.basket.opening_of(rows))
-        worth = torch.zeros(len(rows), dtype=torch.float64)
-        if places is not None:
-            extra = {name: level[places].double().cpu() for name, level in zip(LEVELS, self._levels(), strict=True)}
-            offers, worth = replace(offers, extra={**offers.extra, **extra}), -extra[LEVELS[-1]]
-        return Candidates(Rows(offers, torch.full((len(rows),), self.number), rows.cpu(), worth), None)
+            self._row[some], self._price[some] = _CLOSED, torch.inf
+            self._row[some[owner[kept]]], self._price[some[owner[kept]]] = rows[kept], price[kept]

@@ -24,6 +24,7 @@ EAGER = ("cuda",)
 """Kinds of devices on which the group's distances are float64 throughout, unless many rows are alike."""
 _UNIT = 2.0**-24
 """Relative rounding of float32."""
+_LAST = torch.iinfo(torch.int64).max
 _LARGEST = torch.finfo(torch.float32).max / 4
 """Two rows of this squared length may be a squared distance of four times it apart."""
 
@@ -31,17 +32,26 @@ _LARGEST = torch.finfo(torch.float32).max / 4
 class KCenter:
     """Farthest-first traversal that picks what plain float64 would. Memory O(N + M E) beyond the rows, M centres."""
 
-    def __init__(self, rows: Float[Tensor, "N E"], centres: Float[Tensor, "M E"]) -> None:
+    def __init__(
+        self,
+        rows: Float[Tensor, "N E"],
+        centres: Float[Tensor, "M E"],
+        *,
+        key: Int[Tensor, " N"] | None = None,
+        origin: Float[Tensor, " E"] | None = None,
+    ) -> None:
         """Begin with the centres that are there.
 
         Args:
             rows: features, float32.
-            centres: features of what is labelled; M may be 0, then the first pick is the row farthest from the mean.
+            centres: features of what is labelled; M may be 0, then the first pick is the row farthest from `origin`.
+            key: of rows equally far the one with the smallest is picked; None: the first row.
+            origin: None: the mean of the rows.
 
         Raises:
             ValueError: if a feature is not finite, or squared distances of features exceed float32.
         """
-        self._rows, self._begun = rows, len(centres) > 0
+        self._rows, self._key, self._begun = rows, key, len(centres) > 0
         self._eager = rows.device.type in EAGER
         self._middle = middle_of(rows)
         self._norm = rows.new_empty(len(rows))  # before the loop: small arrays made between large ones pin their memory
@@ -56,10 +66,16 @@ class KCenter:
                     "k-centre: squared distances of the features exceed float32, or a feature is not finite (largest "
                     f"squared length {float(norm.max()):.3g}); scale the features down"
                 )
-        self._start(centres if self._begun else self._middle[None])
+        origin = self._middle if origin is None else origin
+        self._start(centres if self._begun else origin[None])
 
     def next(self, allowed: Bool[Tensor, " N"]) -> tuple[int, float]:
-        """The allowed row farthest from its nearest centre, and that distance; of equals the smaller row."""
+        """The allowed row farthest from its nearest centre, and that distance; of equals the first, or by key."""
+        row, apart = self.farthest(allowed)
+        return row, math.sqrt(apart)
+
+    def farthest(self, allowed: Bool[Tensor, " N"]) -> tuple[int, float]:
+        """As `next`, with the square of the distance, which is float64 and the same among any other rows."""
         found = self._farthest(allowed)
         if found is None:
             self._regroup(allowed)
@@ -69,19 +85,23 @@ class KCenter:
 
     def add(self, row: int) -> None:
         """Make a row a centre."""
+        self.include(self._rows[row : row + 1])
+
+    def include(self, centre: Float[Tensor, "1 E"]) -> None:
+        """Make these features a centre, a row's or any others."""
         if not self._begun:
             self._begun = True
-            self._start(self._rows[row : row + 1])  # without the mean
+            self._start(centre)  # without the origin
             return
         with one_thread():
-            self._centres.append(self._rows[row : row + 1])
+            self._centres.append(centre)
             group = self._group
             if group.wide is not None:
-                torch.minimum(group.exact, square(group.wide - self._rows[row].double()), out=group.exact)
+                torch.minimum(group.exact, square(group.wide - centre.double()), out=group.exact)
                 return
             torch.minimum(group.near, self._nearest(group.features, group.norm, len(self._centres) - 1), out=group.near)
             known = (~group.exact.isnan()).nonzero()[:, 0]
-            apart = square(self._rows[group.rows[known]].double() - self._rows[row].double())
+            apart = square(self._rows[group.rows[known]].double() - centre.double())
             group.exact[known] = torch.minimum(group.exact[known], apart)
 
     def _farthest(self, allowed: Bool[Tensor, " N"]) -> tuple[int, float] | None:
@@ -90,16 +110,23 @@ class KCenter:
         if not len(group.rows):
             return None
         if group.wide is not None:
-            far, place = torch.where(allowed[group.rows], group.exact, -torch.inf).max(0)
-            value, row = torch.stack([far, group.rows[place].double()]).tolist()  # the one wait for the GPU
-            return (int(row), math.sqrt(value)) if value > group.outside else None
+            far = torch.where(allowed[group.rows], group.exact, -torch.inf)
+            place = self._first(group.rows, far)
+            value, row = torch.stack([far[place], group.rows[place].double()]).tolist()  # the one wait for the GPU
+            return (int(row), value) if value > group.outside else None
         found = self._contenders(allowed)
         if not len(found):
             return None
         with one_thread():
             self._settle(group, found[group.exact[found].isnan()])
-            best = found[group.exact[found].argmax()]
-            return int(group.rows[best]), float(group.exact[best].sqrt())
+            best = found[self._first(group.rows[found], group.exact[found])]
+            return int(group.rows[best]), float(group.exact[best])
+
+    def _first(self, rows: Int[Tensor, " n"], far: Float64[Tensor, " n"]) -> Int[Tensor, ""]:
+        """Place of the farthest of these rows, of equals that of the smallest key."""
+        if self._key is None:
+            return far.argmax()
+        return torch.where(far == far.max(), self._key[rows], _LAST).argmin()
 
     def _start(self, centres: Float[Tensor, "M E"]) -> None:
         """Bounds of all rows from these centres alone."""

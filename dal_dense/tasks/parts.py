@@ -46,13 +46,13 @@ class Parts:
         self._parameters = [p for p in network.parameters() if p.requires_grad]
         if parts > 1:
             _check_norms(network, parts)
-        self._part = _Part(self._parameters, loss_of, parts)
+        self._part, self._sum = _Part(self._parameters, loss_of, parts), _OrderedSum(ranks)
         self._shared: DistributedDataParallel | None = None
         if ranks.size > 1:
             self._shared = DistributedDataParallel(self._part, process_group=ranks.training)
-            self._sum = sum_ = _OrderedSum(ranks)  # the hook must not hold `self`, which holds what holds the hook
-            # unnamed, for torch refuses a hook with postponed annotations
-            self._shared.register_comm_hook(None, lambda state, bucket: sum_.of(bucket))
+            # the hook must not hold `self`, which holds what holds the hook; and torch refuses a hook with postponed
+            # annotations, so it has no name
+            self._shared.register_comm_hook(self._sum, lambda total, bucket: total.of(bucket))
 
     def gradient(self, iteration: int) -> Float[Tensor, ""]:
         """Leave the gradient of a step in the network's parameters.

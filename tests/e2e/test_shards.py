@@ -24,7 +24,8 @@ WIDE = {
 }
 TIMES = {"data__time_pattern": r"_(\d+)$", "query__min_gap": "4"}
 CASES: dict[str, dict[str, str]] = {
-    "all rows": {"strategy__name": "coreset"},
+    "all rows": {"strategy__name": "kmeans"},
+    "farthest first": {"strategy__name": "coreset"},
     "quotas": {"strategy__name": "clasp", "query__max_per_group": "4"},
     "hybrid": {"strategy__name": "hybrid"},
     "per second": {"strategy__name": "per_second"},
@@ -76,9 +77,7 @@ def test_the_query_and_all_that_is_said_is_that_of_one_process(found: Found, cas
     assert not any(runs[case]["left"] for runs in seen)  # of the files of offers
 
 
-@pytest.mark.parametrize(
-    ("case", "share"), [("per second", 0.75), ("hybrid", 0.75), ("times and caps", 0.2)]
-)
+@pytest.mark.parametrize(("case", "share"), [("per second", 0.75), ("hybrid", 0.75), ("times and caps", 0.2)])
 def test_the_first_process_is_sent_few_of_the_rows_on_offer(found: Found, case: str, share: float) -> None:
     """In a pool of eight images; of a large one it is a handful."""
     _, three = found[1]

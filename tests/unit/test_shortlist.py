@@ -19,12 +19,13 @@ from dal_dense import noise
 from dal_dense.acquire import STRATEGIES, Basket, Budget, Ranking, Round, Selection, acquire, acquire_shards
 from dal_dense.acquire.base import Aim
 from dal_dense.acquire.fill import purchases
-from dal_dense.acquire.hybrid import Hybrid, _surveyed
+from dal_dense.acquire.hybrid import Hybrid
 from dal_dense.acquire.hybrid_scales import Scales
-from dal_dense.acquire.hybrid_shard import HybridShard, sample_draw
+from dal_dense.acquire.hybrid_shard import HybridShard
 from dal_dense.acquire.ranking import Sharded
 from dal_dense.acquire.shards import LocalShard
 from dal_dense.acquire.shortlist import Candidates, InTurn, Picks
+from dal_dense.acquire.survey import sample_draw, surveyed
 from dal_dense.acquire.values import summed_score
 from dal_dense.config import StrategyConfig, StrategyName
 from dal_dense.errors import BudgetError, ConfigError, PoolExhausted
@@ -49,6 +50,7 @@ def few_at_once(count: int, part: int) -> Iterator[None]:
         mock.patch("dal_dense.acquire.shards.PART", part),
         mock.patch("dal_dense.acquire.ranking.PART", part),
         mock.patch("dal_dense.acquire.hybrid.SAMPLE", 4 * part),
+        mock.patch("dal_dense.acquire.coreset.SAMPLE", 4 * part),
         mock.patch("dal_dense.acquire.uniform.PART", part),
     ):
         yield
@@ -111,6 +113,29 @@ def plain_uniform(offers: Offers, budget: Budget, when: Round) -> Basket:
     return basket
 
 
+def plain_coreset(offers: Offers, budget: Budget, when: Round, sample: int) -> Basket:
+    """The farthest of all rows by all distances in float64; at first from the mean of the sample."""
+    basket, x = Basket(offers, budget), offers.embedding.double()
+    draw = noise.uniform(offers.key, derive_seed(when.seed, when.number, "hybrid"), "sample")
+    centres = [*x[offers.labelled]]
+    if not centres:
+        first = torch.where(offers.labelled, torch.inf, draw).argsort()[:sample].sort().values
+        mean = x[first].mean(0).float().double()
+        far = (x - mean).square().sum(1)
+        row = basket.best(far)
+        if row is None:
+            return basket
+        basket.take(row, far[row].sqrt())
+        centres = [x[row]]
+    while True:
+        far = (x[:, None] - torch.stack(centres)).square().sum(2).amin(1)
+        row = basket.best(far)
+        if row is None:
+            return basket
+        basket.take(row, far[row].sqrt())
+        centres.append(x[row])
+
+
 def plain_quotas(offers: Offers, budget: Budget, when: Round, options: StrategyConfig) -> Basket:
     """clasp and foreground_random: whose turn it is, and the best of all rows for it, pick by pick."""
     name, basket = options.name, Basket(offers, budget)
@@ -151,6 +176,8 @@ def plain(
         return offers.key[basket.rows].tolist(), torch.tensor(basket.seconds).tolist(), basket.values
     if name == "uniform":
         return as_reported(offers, plain_uniform(offers, budget, when))
+    if name == "coreset":
+        return as_reported(offers, plain_coreset(offers, budget, when, sample))
     if name in ("clasp", "foreground_random"):
         return as_reported(offers, plain_quotas(offers, budget, when, options))
     worth = RANKINGS[name].worth(offers, options, when).double()
@@ -197,6 +224,7 @@ def same_choice(
     offers = random_offers(*recipe) if offers is None else offers
     if ties:
         offers = replace(offers, score=offers.score.round(), seconds=offers.seconds.round(), objects=offers.score)
+        offers = replace(offers, embedding=offers.embedding.round())
     gen = torch.Generator().manual_seed(shuffle)
     offers = replace(offers, extra={**offers.extra, "random": (offers.boundary > 0.4).float()})
     offers = offers[torch.randperm(len(offers), generator=gen)]
@@ -463,8 +491,8 @@ def test_purchases_and_candidates_are_those_of_the_plain_rule(case: Case, at_onc
 
 def test_what_needs_all_rows_says_so() -> None:
     parts = [random_offers(1, 3, 5)]
-    with pytest.raises(ConfigError, match=r"strategy.name coreset needs the whole pool in one place.*greedy.*hybrid"):
-        acquire_shards(parts, Budget(50.0), StrategyConfig(name="coreset"), Round(1, 2, 0), quota_classes=QUOTA)
+    with pytest.raises(ConfigError, match=r"strategy.name badge needs the whole pool in one place.*greedy.*hybrid"):
+        acquire_shards(parts, Budget(50.0), StrategyConfig(name="badge"), Round(1, 2, 0), quota_classes=QUOTA)
 
 
 @dataclass
@@ -517,7 +545,7 @@ def test_the_sample_of_hybrid_is_that_of_all_shards_however_unequal_they_are() -
     shards = [HybridShard(part, Aim(Budget(9.0), StrategyConfig(), when, QUOTA), i) for i, part in enumerate(parts)]
     free = offers.key[~offers.labelled]
     with few_at_once(16, 15):
-        found = _surveyed(InTurn(shards), when)
+        found = surveyed(InTurn(shards), when, 60)
         wanted = free[sample_draw(free, when).argsort()[:60]]
     assert torch.isin(wanted, found.key).all() and len(found) < len(offers)
     assert found.labelled.sum() == offers.labelled.sum() > 0
