@@ -51,7 +51,7 @@ class ByTurns:
         turn = next(turns)
         while True:
             lists.ask(turn, picks)
-            rows, ranks = lists.joined()
+            rows, ranks = lists.union()
             basket = Basket(rows.offers, aim.budget)
             if picks.rows is not None:
                 basket.note(picks.rows.offers, picks.spent)
@@ -89,7 +89,7 @@ class _Lists:
         self._count[turn], self._bought[turn] = count, 0
         self._found[turn] = joined(self._shards(picks, count, turn))
 
-    def joined(self) -> tuple[Rows, dict[Turn, Float64[Tensor, " K"]]]:
+    def union(self) -> tuple[Rows, dict[Turn, Float64[Tensor, " K"]]]:
         """The rows of all lists, each once and sorted by key; their worth by ranking, -inf where a list lacks them."""
         every = Rows.of([rows for rows, _ in self._found.values()])
         keys, place = torch.unique(every.offers.key, return_inverse=True)
