@@ -23,9 +23,10 @@ from dal_dense.acquire.hybrid import Hybrid
 from dal_dense.acquire.hybrid_scales import Scales
 from dal_dense.acquire.hybrid_shard import HybridShard
 from dal_dense.acquire.ranking import Sharded
-from dal_dense.acquire.shards import LocalShard
+from dal_dense.acquire.shards import BasketShard, LocalShard
 from dal_dense.acquire.shortlist import Candidates, InTurn, Picks
 from dal_dense.acquire.survey import sample_draw, surveyed
+from dal_dense.acquire.turns import TurnShard
 from dal_dense.acquire.values import summed_score
 from dal_dense.config import StrategyConfig, StrategyName
 from dal_dense.errors import BudgetError, ConfigError, PoolExhausted
@@ -425,24 +426,29 @@ def test_a_plan_as_long_as_the_one_before_is_another_plan() -> None:
         assert chosen.rows.tolist() == [9, 0]
 
 
-def test_passes_are_few_where_a_cap_closes_the_best_rows() -> None:
+@pytest.mark.parametrize(("name", "kind"), [("greedy", LocalShard), ("clasp", TurnShard)])
+def test_passes_are_few_where_a_cap_closes_the_best_rows(name: StrategyName, kind: type[BasketShard]) -> None:
     """Drives of 200 rows of which the hardest rank above all others: of each the cap leaves one row."""
     drives, asked = 20, 0
     offers = flat(200 * drives, 0)
     drive = torch.arange(len(offers)) // 200
     offers = replace(offers, group=drive, score=drive + offers.score / 2)
-    budget, options, when = Budget(1e6, max_per_group=1), StrategyConfig(name="greedy"), Round(1, 1, 0)
+    budget, when = Budget(1e6, max_per_group=1), Round(1, 1, 0)
+    options = StrategyConfig(name=name, class_share=0, beta=1e6, beta_end=1e6)
 
-    def counted(shard: LocalShard, *args: Any) -> Any:
+    def counted(shard: BasketShard, *args: Any) -> Any:
         nonlocal asked
         asked += 1
         return call(shard, *args)
 
-    call = LocalShard.__call__
-    with few_at_once(128, 1000), mock.patch.object(LocalShard, "__call__", counted):
+    call = kind.__call__
+    with few_at_once(128, 1000), mock.patch.object(kind, "__call__", counted):
+        acquire(offers, Budget(30.0), options, when, quota_classes=QUOTA)
+        assert asked == 2  # one list holds all that can be bought, and then there is no other
+        asked = 0
         chosen = acquire(offers, budget, options, when, quota_classes=QUOTA)
         assert len(chosen) == drives and asked < 6
-        with mock.patch("dal_dense.acquire.shortlist.MOST", 500):
+        with mock.patch("dal_dense.acquire.shortlist.MOST", 500), mock.patch("dal_dense.acquire.turns.MOST", 500):
             asked = 0
             assert torch.equal(acquire(offers, budget, options, when, quota_classes=QUOTA).rows, chosen.rows)
             assert 6 <= asked < 12
