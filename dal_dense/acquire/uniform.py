@@ -38,10 +38,8 @@ class Uniform:
         labelled = joined(shards(Picks(), 1, None))[0].offers
 
         def best(rows: Rows) -> tuple[int, float]:
-            first = torch.ones_like(rows.worth, dtype=torch.bool)
-            for level in (rows.offers.extra[name] for name in LEVELS):
-                first &= level == level[first].min()
-            row = int(first.int().argmax())
+            levels = [rows.offers.extra[name].__getitem__ for name in LEVELS]
+            row = int(_smallest(torch.arange(len(rows.worth)), levels)[0])
             return row, float(rows.worth[row])
 
         return one_by_one(shards, labelled, best)
@@ -82,11 +80,8 @@ class UniformShard(BasketShard):
             self._find(self._count(picks.rows.offers[torch.arange(self._counted, len(picks))]))
         self._counted = len(picks)
         self._find((~self._affordable(self._price) & (self._row != _CLOSED)).nonzero()[:, 0])
-        best = self._affordable(self._price).nonzero()[:, 0]
-        for level in (*self._levels(), self._key.__getitem__) if len(best) else ():
-            here = level(best)
-            best = best[here == here.min()]
-        best = best[:1]
+        places = self._affordable(self._price).nonzero()[:, 0]
+        best = _smallest(places, (*self._levels(), self._key.__getitem__))[:1]
         levels = {name: level(best).double() for name, level in zip(LEVELS, self._levels(), strict=True)}
         return named(self, self._row[best], -self._minus_draw[best], levels)
 
@@ -137,9 +132,7 @@ class UniformShard(BasketShard):
         """How far the centres of rows lie from one, in box sides: no unit, no spacing."""
         mine = (self.offers.regions.start[rows] + self.offers.regions.stop[rows]).double() / 2
         square = torch.zeros_like(mine[:, 0])
-        for axis, c, s in zip(
-            mine.unbind(1), centre, side, strict=True
-        ):  # one by one: the same sum for any number of rows
+        for axis, c, s in zip(mine.unbind(1), centre, side, strict=True):  # the same sum for any number of rows
             square += ((axis - c) / s).square()
         return square.sqrt()
 
@@ -159,3 +152,11 @@ class UniformShard(BasketShard):
                 kept &= level == column[some][owner]
             self._row[some], self._price[some] = _CLOSED, torch.inf
             self._row[some[owner[kept]]], self._price[some[owner[kept]]] = rows[kept], price[kept]
+
+
+def _smallest(places: Int[Tensor, " n"], levels: Sequence[Callable[[Tensor], Tensor]]) -> Int[Tensor, " m"]:
+    """Those of these places, in order, that are smallest at the first level, among them at the second, and so on."""
+    for level in levels if len(places) else ():
+        here = level(places)
+        places = places[here == here.min()]
+    return places

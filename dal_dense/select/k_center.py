@@ -25,6 +25,7 @@ EAGER = ("cuda",)
 _UNIT = 2.0**-24
 """Relative rounding of float32."""
 _LAST = torch.iinfo(torch.int64).max
+"""No key is larger."""
 _LARGEST = torch.finfo(torch.float32).max / 4
 """Two rows of this squared length may be a squared distance of four times it apart."""
 

@@ -15,7 +15,6 @@ from engine_bench.case import Case, Way
 from engine_bench.hybrid import CLASSES, QUOTA, WHEN, frames
 from engine_bench.scale import BUDGET, bought
 
-ROWS = 10**6
 UNIFORM, CLASP = StrategyConfig(name="uniform"), StrategyConfig(name="clasp")
 
 
@@ -74,16 +73,20 @@ def every_row_clasp(o: Offers) -> Selection:
     return taken(basket)
 
 
-def case(rule: StrategyConfig, plain: Callable[[Offers], Selection]) -> Case:
-    """One strategy."""
+def case(rule: StrategyConfig, plain: Callable[[Offers], Selection], rows: int) -> Case:
+    """One strategy, from so many rows."""
     return Case(
-        name=f"{rule.name} 10^6",
-        work=f"{rule.name} from {ROWS:,} regions with {CLASSES} classes, 4 h",
-        goal="the same choice, many times faster",
-        make=lambda device: frames(ROWS, 0).to(device),
+        name=f"{rule.name} 10^{len(str(rows)) - 1}",
+        work=f"{rule.name} from {rows:,} regions with {CLASSES} classes, 4 h",
+        goal="the same choice, many times faster where rows are many",
+        make=lambda device: frames(rows, 0).to(device),
         ways={"ours": Way(ours(rule), cuda=True), "every row for every pick": Way(plain, cuda=True)},
         judge=bought,
     )
 
 
-CASES: tuple[Case, ...] = (case(UNIFORM, every_row_uniform), case(CLASP, every_row_clasp))
+CASES: tuple[Case, ...] = (
+    case(UNIFORM, every_row_uniform, 10**4),
+    case(UNIFORM, every_row_uniform, 10**6),
+    case(CLASP, every_row_clasp, 10**6),
+)
