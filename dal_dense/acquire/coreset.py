@@ -64,7 +64,7 @@ class Begin:
 
 
 class CoresetShard(BasketShard):
-    """Rows, and bounds of how far they are from labelled and chosen ones; some 80 bytes a row at most, beside the columns."""
+    """Rows, and bounds of how far they are from labelled and chosen ones; at most 80 bytes a row beside the columns."""
 
     def __init__(self, offers: Offers, aim: Aim, number: int = 0, known: Offers | None = None) -> None:
         """As `acquire.shard_of`."""

@@ -46,5 +46,5 @@ def sample_of(known: Offers, when: Round, size: int) -> Offers:
 
 
 def sample_draw(key: Int[Tensor, " n"], when: Round) -> Float64[Tensor, " n"]:
-    """By which rows are drawn into the sample, the smallest first; one sample for all, seeded as `hybrid` always was."""
+    """By which rows are drawn into the sample, the smallest first; seeded as for `hybrid`, whoever asks."""
     return noise.uniform(key, when.seed_for("hybrid"), "sample")
