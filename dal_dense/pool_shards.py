@@ -172,7 +172,7 @@ class PoolShards:
         stocks = [s for s in self._ask(PoolShard.open, known) if s is not None]
         self._told = Picks()
         terms = self._terms
-        return choose(self, stocks, terms.budget, terms.strategy, terms.when, terms.quota_classes)
+        return choose(self, stocks, terms.budget, terms.strategy, terms.when, terms.quota_classes, self._ranks.device)
 
     def rows(self, picks: Picks) -> Offers:
         """The chosen rows with their columns, in the order chosen, on the CPU."""

@@ -23,7 +23,7 @@ from dal_dense.acquire.hybrid import Hybrid
 from dal_dense.acquire.kmeans import kmeans
 from dal_dense.acquire.per_second import better_of_two, per_second
 from dal_dense.acquire.power import power
-from dal_dense.acquire.ppal import ppal
+from dal_dense.acquire.ppal import Ppal
 from dal_dense.acquire.probcover import probcover
 from dal_dense.acquire.random_ import random_
 from dal_dense.acquire.ranking import Ranking, Sharded
@@ -63,7 +63,7 @@ STRATEGIES: dict[StrategyName, Strategy | Sharded] = {
     "probcover": probcover,
     "hybrid": Hybrid(),
     "box_count": Ranking(box_count),
-    "ppal": ppal,
+    "ppal": Ppal(),
 }
 
 
@@ -135,9 +135,10 @@ def acquire_shards(
         shard_of(o, budget, strategy, when, quota_classes=quota_classes, checked=checked, number=i, known=known)
         for i, o in enumerate(shards)
     ]
-    picks = choose(InTurn(parts), [Stock.of(part.basket) for part in parts], budget, strategy, when, quota_classes)
+    stocks, device = [Stock.of(part.basket) for part in parts], shards[0].device
+    picks = choose(InTurn(parts), stocks, budget, strategy, when, quota_classes, device)
     first = torch.tensor([0, *map(len, shards)]).cumsum(0)
-    return picks.selection((first[picks.taken.shard] + picks.taken.row).to(shards[0].device))
+    return picks.selection((first[picks.taken.shard] + picks.taken.row).to(device))
 
 
 def in_shards(strategy: StrategyConfig, when: Round) -> bool:
@@ -180,6 +181,7 @@ def choose(
     strategy: StrategyConfig,
     when: Round,
     quota_classes: Sequence[int],
+    device: torch.device,
 ) -> Picks:
     """The choice from all shards together, wherever they lie.
 
@@ -187,13 +189,14 @@ def choose(
         shards: see `shard_of`.
         stocks: what is on offer in each before anything is bought.
         budget, strategy, when, quota_classes: as for `acquire`.
+        device: where rows of all shards are compared with each other.
 
     Raises:
         BudgetError, PoolExhausted: as `acquire`.
         ConfigError: if the strategy is not `Sharded`.
     """
     _check_budget(stocks, budget, when)
-    return _sharded(strategy, when).choose(shards, Aim(budget, strategy, when, tuple(quota_classes)))
+    return _sharded(strategy, when).choose(shards, Aim(budget, strategy, when, tuple(quota_classes), device))
 
 
 def _sharded(strategy: StrategyConfig, when: Round) -> Sharded:

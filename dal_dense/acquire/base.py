@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from dal_dense.config import StrategyConfig
 from dal_dense.errors import ConfigError
 from dal_dense.noise import derive_seed
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,17 @@ class Round:
 
 @dataclass(frozen=True)
 class Aim:
-    """What a choice goes by; see `acquire`."""
+    """What a choice goes by; see `acquire`.
+
+    Attributes:
+        device: where rows of all shards are compared with each other.
+    """
 
     budget: Budget
     options: StrategyConfig
     when: Round
     quota_classes: tuple[int, ...]
+    device: torch.device = _CPU
 
 
 @dataclass(frozen=True)

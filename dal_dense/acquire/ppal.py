@@ -7,20 +7,20 @@ so crops are of different ground, as PPAL's frames are of themselves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
+from enum import Enum
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float32, Float64
 from torch import Tensor
 
-from dal_dense.acquire.base import Round
+from dal_dense.acquire.base import Aim, Budget
 from dal_dense.acquire.basket import Basket
 from dal_dense.acquire.matching import matching_distance
-from dal_dense.acquire.shards import LocalShard
-from dal_dense.acquire.shortlist import ByWorth, InTurn, fill
-from dal_dense.acquire.values import summed_score
-from dal_dense.config import StrategyConfig
+from dal_dense.acquire.per_second import per_second
+from dal_dense.acquire.ranking import Ranking, worth_of
+from dal_dense.acquire.shards import LocalShard, bare
+from dal_dense.acquire.shortlist import ByWorth, Candidates, Picks, Rows, Shards, fill, joined
 from dal_dense.errors import ConfigError
 from dal_dense.offers import Offers
 
@@ -32,70 +32,134 @@ ROUNDS = 100
 """k-medoid iterations at most, as published."""
 
 
-def ppal(offers: Offers, basket: Basket, options: StrategyConfig, when: Round, quota_classes: Sequence[int]) -> None:
+class Step(Enum):
+    """What shards are asked for."""
+
+    CANDIDATES = "the best rows that `POOL` budgets buy"
+    OBJECTS = "the candidates once more, with their objects"
+    REST = "the best rows that the money left buys"
+
+
+class Ppal:
     """k-centre greedy, then k-medoids, over class-conditional matching distances of the candidates.
 
-    Medoids that may not be bought, for they overlap or the money ends, are replaced by the row farthest
-    from what is bought.
-
-    Raises:
-        ConfigError: if the offers carry no objects.
+    Medoids that may not be bought, for they overlap or the money ends, are replaced by the candidate farthest
+    from what is bought. Money that no candidate can use is spent by score.
     """
-    if offers.parts is None or offers.parts.embedding.shape[1] == 0:
-        raise ConfigError("strategy.name ppal compares detected objects, and this task offers none; use hybrid")
-    value = summed_score(offers)
-    rows = _candidates(basket, value)
-    if not len(rows):
-        return
-    apart = matching_distance(offers[rows].parts, len(rows)).double()  # type: ignore[arg-type]
-    centres = _spread(basket.copy(), rows, apart, value)
-    for centre in _medoids(apart, centres):
-        row = int(rows[centre])
-        if bool(basket.affordable()[row]):
-            basket.take(row, value[row])
-    _spread(basket, rows, apart, value)
-    while (best := basket.best(value)) is not None:  # money is left and no candidate is: on by score
-        basket.take(best, value[best])
+
+    def shard(self, offers: Offers, aim: Aim, number: int, known: Offers | None) -> PpalShard:
+        """See `ranking.Sharded`.
+
+        Raises:
+            ConfigError: if the offers carry no objects.
+        """
+        return PpalShard(offers, aim, number, known)
+
+    def choose(self, shards: Shards, aim: Aim) -> Picks:
+        """See `ranking.Sharded`."""
+        rows, _ = joined(shards(candidates(shards, aim.budget), 1, Step.OBJECTS))
+        rows = rows[rows.worth.argsort(descending=True, stable=True)]  # so of equals the better one is taken
+        basket = Basket(rows.offers, aim.budget)
+        assert rows.offers.parts is not None
+        thin(basket, matching_distance(rows.offers.parts.to(aim.device), len(rows.worth)).cpu(), rows.worth)
+        return fill(shards, aim.budget, _Asking(Step.REST), Picks().and_those_of(basket, rows))
 
 
-def _candidates(basket: Basket, value: Float[Tensor, " N"]) -> Int[Tensor, " K"]:
-    """The best rows that may be asked together for `POOL` budgets, best first; caps left aside."""
-    budget = replace(basket.budget, seconds=POOL * basket.budget.seconds, max_per_image=None, max_per_group=None)
-    pool = LocalShard(basket.offers, budget, value.double())
-    pool.basket.price[~basket.affordable()] = torch.inf  # what one budget does not buy, a larger one is not asked for
-    picks = fill(InTurn([pool]), budget, ByWorth(), most=AT_MOST)
-    return torch.zeros(0, dtype=torch.int64) if picks.rows is None else picks.rows.row.to(value.device)
+class PpalShard(LocalShard):
+    """Rows with their objects; 16 bytes a row beside the columns."""
+
+    def __init__(self, offers: Offers, aim: Aim, number: int = 0, known: Offers | None = None) -> None:
+        """As `acquire.shard_of`."""
+        if offers.parts is None or offers.parts.embedding.shape[1] == 0:
+            raise ConfigError("strategy.name ppal compares detected objects, and this task offers none; use hybrid")
+        super().__init__(
+            offers, aim.budget, worth_of(Ranking(per_second), offers, aim.options, aim.when), number, known
+        )
+        self._own = aim.budget
+
+    def __call__(self, picks: Picks, count: int, ask: Step | bool) -> Candidates:
+        """What the step wants; `worth` is the score of the whole region.
+
+        Args:
+            picks: of all shards in this step; for `OBJECTS` the candidates.
+            count: at most so many, but for `OBJECTS`.
+            ask: which step.
+        """
+        if ask is Step.OBJECTS:
+            return self._with_objects(picks)
+        if ask is Step.REST and self.basket.budget is not self._own:
+            self.begin(self._own)
+        if ask is Step.CANDIDATES and not len(picks):
+            self.begin(wide(self._own))
+            self.basket.price[self.basket.price > self._own.seconds] = torch.inf  # no budget buys these
+        return super().__call__(picks, count, False)
+
+    def _with_objects(self, picks: Picks) -> Candidates:
+        """Its own of these picks."""
+        rows = torch.zeros(0, dtype=torch.int64)
+        if picks.rows is not None:
+            rows = picks.rows.row[picks.rows.shard == self.number]
+        rows = rows.to(self.offers.device)
+        assert self.offers.parts is not None
+        objects = self.offers.parts.of_rows(rows, len(self.offers)).to("cpu")
+        offers = replace(bare(self.offers, rows, self.basket.opening_of(rows)), parts=objects)
+        return Candidates(Rows(offers, torch.full((len(rows),), self.number), rows.cpu(), self.worth[rows].cpu()), None)
 
 
-def _spread(
-    basket: Basket, rows: Int[Tensor, " K"], apart: Float[Tensor, "K K"], value: Float[Tensor, " N"]
-) -> list[int]:
-    """Fill the basket with the candidate farthest from those taken; positions among `rows`."""
-    place = {int(row): i for i, row in enumerate(rows.tolist())}
-    taken = [place[r] for r in basket.rows if r in place]
-    far = apart[taken].amin(0) if taken else torch.full_like(apart[0], torch.inf)
-    among = torch.zeros(len(value), dtype=torch.bool, device=value.device)
-    among[rows] = True
-    chosen: list[int] = []
-    while True:
-        rank = torch.zeros_like(value, dtype=torch.float64)
-        rank[rows] = far if taken or chosen else value[rows]  # the first is the most uncertain
-        row = basket.best(rank, among=among)
-        if row is None:
-            return chosen
-        basket.take(row, value[row])
-        chosen.append(place[row])
-        far = torch.minimum(far, apart[place[row]])
+class _Asking(ByWorth):
+    """The rule of scores, in one step."""
+
+    def __init__(self, step: Step) -> None:
+        super().__init__()
+        self._step = step
+
+    def asks(self) -> Step:
+        """See `shortlist.Rule`."""
+        return self._step
 
 
-def _medoids(apart: Float[Tensor, "K K"], centres: list[int]) -> list[int]:
+def wide(budget: Budget) -> Budget:
+    """What buys the candidates; caps bind the choice, not them."""
+    return replace(budget, seconds=POOL * budget.seconds, max_per_image=None, max_per_group=None)
+
+
+def candidates(shards: Shards, budget: Budget) -> Picks:
+    """The best rows that may be asked together for `POOL` budgets."""
+    return fill(shards, wide(budget), _Asking(Step.CANDIDATES), most=AT_MOST)
+
+
+def thin(basket: Basket, apart: Float32[Tensor, "K K"], worth: Float64[Tensor, " K"]) -> None:
+    """Fill a basket over the candidates with medoids, then with those farthest from what is taken.
+
+    Args:
+        basket: empty.
+        apart: distances of the candidates.
+        worth: of each.
+    """
+    trial = basket.copy()
+    _spread(trial, apart, worth)
+    for centre in medoids(apart, trial.rows):
+        if bool(basket.affordable()[centre]):
+            basket.take(centre, worth[centre])
+    _spread(basket, apart, worth)
+
+
+def _spread(basket: Basket, apart: Float32[Tensor, "K K"], worth: Float64[Tensor, " K"]) -> None:
+    """Take the row farthest from those taken, again and again; the first is that of the greatest worth."""
+    far = apart[basket.rows].amin(0) if basket.rows else None
+    while (row := basket.best(worth if far is None else far)) is not None:
+        basket.take(row, worth[row])
+        far = apart[row] if far is None else torch.minimum(far, apart[row])
+
+
+def medoids(apart: Float32[Tensor, "K K"], centres: list[int]) -> list[int]:
     """k-medoids by alternation, from these centres."""
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS if centres else 0):
         nearest = apart[centres].argmin(0)
         moved = []
         for k in range(len(centres)):
             members = (nearest == k).nonzero()[:, 0]
-            within = apart[members][:, members].sum(1)
+            within = apart[members][:, members].sum(1, dtype=torch.float64)
             moved.append(int(members[within.argmin()]) if len(members) else centres[k])
         if moved == centres:
             break

@@ -59,9 +59,7 @@ class BasketShard(ABC):
     def __init__(self, offers: Offers, budget: Budget, number: int = 0, known: Offers | None = None) -> None:
         """`number`: of this shard; `known`: labelled rows of the other ones, as `Basket` wants them."""
         self.offers, self.number, self.known = offers, number, known
-        self._budget = budget
-        self.basket = Basket(offers, budget, known)
-        self._noted = Picks()
+        self.basket, self._noted = Basket(offers, budget, known), Picks()
 
     @abstractmethod
     def __call__(self, picks: Picks, count: int, ask: Any) -> Candidates:
@@ -70,11 +68,15 @@ class BasketShard(ABC):
     def note(self, picks: Picks) -> None:
         """Reckon with picks of all shards. Where they do not go on from those of the last call, another plan begins."""
         if not picks.begin_with(self._noted):
-            del self.basket  # before the next is made: two would take as much again
-            self.basket, self._noted = Basket(self.offers, self._budget, self.known), Picks()
+            self.begin(self.basket.budget)
         if picks.rows is not None:
             self.basket.note(picks.rows.offers[torch.arange(len(self._noted), len(picks))], picks.spent)
         self._noted = picks
+
+    def begin(self, budget: Budget) -> None:
+        """Begin a plan with an empty basket."""
+        del self.basket  # before the next is made: two would take as much again
+        self.basket, self._noted = Basket(self.offers, budget, self.known), Picks()
 
     def best(self, count: int, rank: RankOf) -> tuple[Int[Tensor, " K"], tuple[float, int] | None]:
         """The rows of highest rank that may be affordable; rank and key of the last if there are more."""

@@ -212,7 +212,7 @@ class ByWorth:
         """`per_second`: rank by worth over the price at the time, not by worth alone."""
         self._per_second = per_second
 
-    def asks(self) -> bool:
+    def asks(self) -> Any:
         """See `Rule`."""
         return self._per_second
 

@@ -86,7 +86,7 @@ class UniformShard(BasketShard):
         return named(self, self._row[best], -self._minus_draw[best], levels)
 
     def _affordable(self, price: Float64[Tensor, " n"]) -> Bool[Tensor, " n"]:
-        return self.basket.spent + price <= self._budget.seconds
+        return self.basket.spent + price <= self.basket.budget.seconds
 
     def _levels(self) -> tuple[Callable[[Tensor], Tensor], ...]:
         """What `LEVELS` names, of the best rows of images."""

@@ -80,9 +80,11 @@ def test_two_processes_segment_as_one_and_find_the_same_broken_files(tmp_path: P
 
 
 def test_two_processes_detect_as_one(tmp_path: Path) -> None:
-    data, more = write_box_frames(tmp_path / "data"), {"task__train__iterations": "12", "task__train__batch": "4"}
-    alone(box_settings(data, tmp_path / "one", **TINY, **more))
-    done = torchrun(*box_settings(data, tmp_path / "two", **TINY, **more))
+    """By the strategy that has all candidates' objects sent to the first process."""
+    data = write_box_frames(tmp_path / "data")
+    more = {**TINY, "task__train__iterations": "12", "task__train__batch": "4", "strategy__name": "ppal"}
+    alone(box_settings(data, tmp_path / "one", **more))
+    done = torchrun(*box_settings(data, tmp_path / "two", **more))
     assert done.returncode == 0, done.stdout + done.stderr
     assert story(tmp_path / "two") == story(tmp_path / "one") and losses(tmp_path / "two") == losses(tmp_path / "one")
 

@@ -1,6 +1,5 @@
 """Class-conditional matching against a loop over pairs, written from the paper; and PPAL upon it."""
 
-import sys
 from dataclasses import replace
 
 import pytest
@@ -9,10 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dal_dense.acquire import Basket, Budget, Round, acquire
+from dal_dense.acquire import Budget, Round, acquire, shard_of
 from dal_dense.acquire import matching as module
+from dal_dense.acquire import ppal as module_of_ppal
 from dal_dense.acquire.matching import matching_distance
-from dal_dense.acquire.ppal import _candidates, _medoids
+from dal_dense.acquire.ppal import candidates, medoids
+from dal_dense.acquire.shortlist import InTurn
 from dal_dense.config import StrategyConfig
 from dal_dense.errors import ConfigError
 from dal_dense.offers import KINDS, Offers, Parts, concat
@@ -193,6 +194,11 @@ def ppal(offers: Offers, seconds: float) -> list[int]:
     return acquire(offers, Budget(seconds), StrategyConfig(name="ppal"), FIRST, quota_classes=(1,)).rows.tolist()
 
 
+def candidate_rows(offers: Offers, budget: Budget) -> list[int]:
+    shard = shard_of(offers, budget, StrategyConfig(name="ppal"), FIRST, quota_classes=(1,))
+    return candidates(InTurn([shard]), budget).taken.row.tolist()
+
+
 def test_one_of_each_kind_of_frame_is_taken() -> None:
     kinds = [EAST, EAST, EAST, NORTH, UP, EAST, NORTH]
     offers = frames([[(1, 0.9, k)] for k in kinds], score=[9.0, 8, 7, 3, 2, 6, 1])
@@ -204,11 +210,10 @@ def test_one_of_each_kind_of_frame_is_taken() -> None:
 def test_candidates_are_the_best_that_four_budgets_buy() -> None:
     n = 40
     offers = frames([[(1, 0.9, [float(i), 1.0, 0.0])] for i in range(n)], score=[float(n - i) for i in range(n)])
-    basket = Basket(offers, Budget(3.0))
-    assert _candidates(basket, offers.score.double()).tolist() == list(range(12))
+    assert candidate_rows(offers, Budget(3.0)) == list(range(12))
     assert set(ppal(offers, 3.0)) <= set(range(12)) and len(ppal(offers, 3.0)) == 3
     dear = replace(offers, seconds=torch.full((n,), 2.9))
-    assert len(_candidates(Basket(dear, Budget(3.0)), offers.score.double())) == 4
+    assert len(candidate_rows(dear, Budget(3.0))) == 4
 
 
 def crops(seed: int, images: int, each: int) -> Offers:
@@ -232,9 +237,8 @@ def crops(seed: int, images: int, each: int) -> Offers:
 def test_candidates_are_of_different_ground_worth_four_budgets(seed: int) -> None:
     offers = crops(seed, 6, 40)
     value, budget = offers.score.double(), Budget(12.0, max_per_image=1)
-    basket = Basket(offers, budget)
-    price = basket.price.clone()
-    rows = _candidates(basket, value)
+    price = offers.seconds + offers.image_seconds
+    rows = torch.tensor(candidate_rows(offers, budget))
     same = offers.image[:, None] == offers.image[None]
     clash = offers.regions.overlaps(offers.regions) & same
     clash.fill_diagonal_(False)
@@ -245,26 +249,25 @@ def test_candidates_are_of_different_ground_worth_four_budgets(seed: int) -> Non
     for row in (value > value[rows].min()).nonzero()[:, 0].tolist():  # whoever is left out lies on better ground
         better = rows[value[rows] >= value[row]]
         assert row in rows.tolist() or clash[row, better].any() or seconds + float(price[row]) > 48
-    assert torch.equal(basket.price, price) and basket.rows == [] and basket.budget == budget
 
 
 def test_neighbours_in_time_are_no_candidates_together() -> None:
     offers = replace(frames([[(1, 0.9, EAST)]] * 4, score=[4.0, 3, 2, 1]), extra={"time": torch.arange(4.0).double()})
-    assert _candidates(Basket(offers, Budget(4.0, min_gap=2.0)), offers.score.double()).tolist() == [0, 2]
+    assert candidate_rows(offers, Budget(4.0, min_gap=2.0)) == [0, 2]
 
 
 def test_money_that_no_candidate_can_use_is_spent_by_score() -> None:
     offers = frames([[(1, 0.9, EAST)]] * 9, seconds=[4.0] * 6 + [1.0] * 3, score=[9.0, 8, 7, 6, 5, 4, 1, 3, 2])
-    assert _candidates(Basket(offers, Budget(6.0)), offers.score.double()).tolist() == [0, 1, 2, 3, 4, 5]
+    assert candidate_rows(offers, Budget(6.0)) == [0, 1, 2, 3, 4, 5]
     rows = ppal(offers, 6.0)
     assert rows[0] < 6 and rows[1:] == [7, 8]
 
 
 def test_medoids_are_the_middles_of_their_clusters() -> None:
-    line = torch.tensor([0.0, 1.0, 2.0, 10.0, 11.0, 12.0], dtype=torch.float64)
+    line = torch.tensor([0.0, 1.0, 2.0, 10.0, 11.0, 12.0])
     apart = (line[:, None] - line[None]).abs()
-    assert sorted(_medoids(apart, [0, 5])) == [1, 4]
-    assert _medoids(apart, [2]) in ([2], [3])
+    assert sorted(medoids(apart, [0, 5])) == [1, 4]
+    assert medoids(apart, [2]) in ([2], [3])
 
 
 def test_a_task_without_objects_is_told() -> None:
@@ -278,7 +281,7 @@ def test_frames_in_which_nothing_is_found_do_no_harm() -> None:
 
 
 def test_candidates_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules[_candidates.__module__], "AT_MOST", 5)
+    monkeypatch.setattr(module_of_ppal, "AT_MOST", 5)
     offers = frames([[(1, 0.9, EAST)]] * 20)
-    assert len(_candidates(Basket(offers, Budget(9.0)), offers.score.double())) == 5
+    assert len(candidate_rows(offers, Budget(9.0))) == 5
     assert len(ppal(offers, 9.0)) == 9
