@@ -37,6 +37,7 @@ class Scratch:
         voxels = step(classes)
         self.logs, self.probs = np.empty((2, classes, voxels), np.float32)
         self.rows = np.empty((4, voxels), np.float32)
+        self._zeros = False  # seen: their logarithm is not finite
 
     def read(self, probs: Float[Tensor, "classes voxels"]) -> Floats:
         """The probabilities as float32: as they lie, or copied."""
@@ -50,9 +51,13 @@ class Scratch:
     def plogp(self, p: Floats) -> Floats:
         """Sum of p log p over the classes: minus the entropy."""
         n = p.shape[1]
-        logs = self.logs[:, :n]
-        cv2.log(p if p.min() >= SMALLEST else np.maximum(p, FLOOR[:n], out=logs), logs)
-        return np.einsum("cv,cv->v", p, logs, out=self.rows[0, :n])
+        logs, sums = self.logs[:, :n], self.rows[0, :n]
+        if not self._zeros:  # to look for them first would be another pass
+            np.einsum("cv,cv->v", p, cv2.log(p, logs), out=sums)
+            self._zeros = not np.isfinite(sums.sum())
+        if self._zeros:
+            np.einsum("cv,cv->v", p, cv2.log(np.maximum(p, FLOOR[:n], out=logs), logs), out=sums)
+        return sums
 
     def entropy(self, probs: Float32[Tensor, "classes voxels"]) -> Float32[Tensor, " voxels"]:
         """H(p), good until the next piece."""

@@ -11,8 +11,8 @@ from torch import Tensor
 
 CELLS = {"cpu": 1 << 20, "gpu": 1 << 22}
 """Numbers in a block of rows."""
-SIDE = {"cpu": 1 << 10, "gpu": 1 << 11}
-"""Rows, and columns, of a block of N x N."""
+SIDE = {"cpu": 640, "gpu": 1 << 11}
+"""Rows, and columns, of a block of N x N; on a CPU no power of two, whose rows share lines of the cache."""
 
 
 def sized(sizes: Mapping[str, int], device: torch.device) -> int:

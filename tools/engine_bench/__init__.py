@@ -6,7 +6,7 @@ from importlib import import_module
 
 from engine_bench.case import Case
 
-TOPICS = ("maps", "selection", "scale", "hybrid", "quotas")
+TOPICS = ("maps", "selection", "scale", "hybrid", "strategies")
 """Files of cases, in the order of the table."""
 
 

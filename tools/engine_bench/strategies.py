@@ -1,21 +1,26 @@
-"""Cases of strategies whose ranking changes from pick to pick: uniform and clasp, against every row for every pick."""
+"""Cases of strategies that shards answer in ways of their own, against every row for every pick."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
 from dal_dense import noise
 from dal_dense.acquire import Basket, Selection, acquire
-from dal_dense.acquire.values import log_of, scheduled_beta
+from dal_dense.acquire.matching import matching_distance
+from dal_dense.acquire.ppal import thin, wide
+from dal_dense.acquire.values import log_of, scheduled_beta, summed_score
 from dal_dense.config import StrategyConfig
-from dal_dense.offers import Offers
+from dal_dense.offers import Offers, Parts
 from engine_bench.case import Case, Way
 from engine_bench.hybrid import CLASSES, QUOTA, WHEN, frames
 from engine_bench.scale import BUDGET, bought
 
-UNIFORM, CLASP = StrategyConfig(name="uniform"), StrategyConfig(name="clasp")
+UNIFORM, CLASP, PPAL, BADGE = (StrategyConfig(name=name) for name in ("uniform", "clasp", "ppal", "badge"))
+OBJECTS = 2
+"""Objects a region."""
 
 
 def ours(rule: StrategyConfig) -> Callable[[Offers], Selection]:
@@ -73,13 +78,61 @@ def every_row_clasp(o: Offers) -> Selection:
     return taken(basket)
 
 
-def case(rule: StrategyConfig, plain: Callable[[Offers], Selection], rows: int) -> Case:
+def crowded(rows: int, device: str) -> Offers:
+    """`frames` with objects of any class, like the region that they lie in."""
+    offers, gen = frames(rows, 0), torch.Generator().manual_seed(0)
+    row = torch.arange(rows).repeat_interleave(OBJECTS)
+    features = offers.embedding[row] + 0.5 * torch.randn(len(row), offers.embedding.shape[1], generator=gen)
+    classes = torch.randint(1, CLASSES, (len(row),), generator=gen)
+    return replace(offers, parts=Parts(row, classes, torch.rand(len(row), generator=gen), features)).to(device)
+
+
+def every_row_ppal(o: Offers) -> Selection:
+    """The score of all rows at each pick, of candidates and of what the rest of the money buys."""
+    basket, pool, value = Basket(o, BUDGET), Basket(o, wide(BUDGET)), summed_score(o)
+    among = basket.affordable()
+    while (row := pool.best(value, among)) is not None:
+        pool.take(row, value[row])
+    rows = torch.tensor(pool.rows, device=o.device)
+    few = o[rows]
+    chosen = Basket(few, BUDGET)
+    thin(chosen, matching_distance(few.parts, len(rows)).to(o.device), value[rows])
+    for row in rows[chosen.rows].tolist():
+        basket.take(row, value[row])
+    while (row := basket.best(value)) is not None:
+        basket.take(row, value[row])
+    return taken(basket)
+
+
+def every_row_badge(o: Offers) -> Selection:
+    """The race of k-means++ on gradients that are never built; squared distances of all rows after each pick."""
+    basket, seed = Basket(o, BUDGET), WHEN.seed_for("badge")
+    left = -noise.uniform(o.key, seed, "race").log()
+    length = o.class_score.square().sum(1) * o.embedding.square().sum(1)
+    row, far = basket.best(length), torch.full_like(left, torch.inf)
+    value = length
+    while row is not None:
+        basket.take(row, value[row])
+        inner = (o.class_score @ o.class_score[row]) * (o.embedding @ o.embedding[row])
+        far = torch.minimum(far, (length + length[row] - 2 * inner).clamp_min(1e-30).double())
+        value, wait = far, left / far
+        row = basket.best(-wait)
+        left = left - far * wait[row] if row is not None else left
+    return taken(basket)
+
+
+def case(
+    rule: StrategyConfig,
+    plain: Callable[[Offers], Selection],
+    rows: int,
+    make: Callable[[int, str], Offers] = lambda rows, device: frames(rows, 0).to(device),
+) -> Case:
     """One strategy, from so many rows."""
     return Case(
         name=f"{rule.name} 10^{len(str(rows)) - 1}",
         work=f"{rule.name} from {rows:,} regions with {CLASSES} classes, 4 h",
         goal="the same choice, many times faster where rows are many",
-        make=lambda device: frames(rows, 0).to(device),
+        make=lambda device: make(rows, device),
         ways={"ours": Way(ours(rule), cuda=True), "every row for every pick": Way(plain, cuda=True)},
         judge=bought,
     )
@@ -89,4 +142,6 @@ CASES: tuple[Case, ...] = (
     case(UNIFORM, every_row_uniform, 10**4),
     case(UNIFORM, every_row_uniform, 10**6),
     case(CLASP, every_row_clasp, 10**6),
+    case(PPAL, every_row_ppal, 10**6, crowded),
+    case(BADGE, every_row_badge, 10**6),
 )
