@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from dal_dense.acquire.badge import badge
+from dal_dense.acquire.badge import Badge
 from dal_dense.acquire.base import Aim, Budget, Round, Selection
 from dal_dense.acquire.basket import Basket
 from dal_dense.acquire.box_count import box_count
@@ -57,7 +57,7 @@ STRATEGIES: dict[StrategyName, Strategy | Sharded] = {
     "clasp": ByTurns(clasp, clasp_turns),
     "coreset": Coreset(),
     "facility_location": facility_location,
-    "badge": badge,
+    "badge": Badge(),
     "kmeans": kmeans,
     "typiclust": typiclust,
     "probcover": probcover,

@@ -40,11 +40,15 @@ def named(
     more: Mapping[str, Tensor] | None = None,
     *,
     embedding: bool = False,
+    by_class: bool = False,
 ) -> Candidates:
-    """Rows of a shard with what they cost now, `more` columns by name, and their features if wanted."""
+    """Rows of a shard with what they cost now, `more` columns by name, and where wanted features and those by class."""
     offers = bare(shard.offers, rows, shard.basket.opening_of(rows))
     extra = {"price": shard.basket.price[rows], **(more or {})}
     offers = replace(offers, extra={**offers.extra, **{name: column.cpu() for name, column in extra.items()}})
     if embedding:
         offers = replace(offers, embedding=shard.offers.embedding[rows].cpu())
+    if by_class:
+        class_score, shares = (column[rows].cpu() for column in (shard.offers.class_score, shard.offers.shares))
+        offers = replace(offers, class_score=class_score, shares=shares)
     return Candidates(Rows(offers, torch.full((len(rows),), shard.number), rows.cpu(), worth.cpu()), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from fractions import Fraction
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ from dal_dense.select import k_center as center_module
 from dal_dense.select.typiclust import typicality
 
 MEANS = sys.modules["dal_dense.select.k_means"]  # the package's name of it is the function
+SEEDS = sys.modules["dal_dense.select.seeding"]
 TYPICAL = sys.modules["dal_dense.select.typiclust"]
 
 SHAPES = st.tuples(st.integers(0, 10**6), st.integers(2, 40), st.integers(1, 6), st.booleans())
@@ -218,9 +220,11 @@ def explicit_seeds(x: Tensor, first: int, key: Tensor, seed: int, count: int) ->
 
 
 def explicit_badge(residual: Tensor, x: Tensor, key: Tensor, seed: int, count: int) -> list[int]:
-    """On gradients that are written out; the longest comes first."""
+    """On gradients that are written out; the longest comes first, of copies that of the smallest key."""
     gradient = (residual.double()[:, :, None] * x.double()[:, None]).flatten(1)
-    return explicit_seeds(gradient, int(gradient.square().sum(1).argmax()), key, seed, count)
+    length = gradient.square().sum(1)
+    first = min(range(len(x)), key=lambda row: (-float(length[row]), int(key[row])))
+    return explicit_seeds(gradient, first, key, seed, count)
 
 
 @given(st.integers(0, 10**6), st.integers(3, 40), st.integers(1, 4), st.integers(1, 5))
@@ -260,6 +264,89 @@ def test_badge_draws_in_proportion_to_squared_distance() -> None:
     for row, share in ((1, 1 / 14), (2, 4 / 14), (3, 9 / 14)):
         assert abs(float(drawn[row]) / 2000 - share) < 4.5 * math.sqrt(share * (1 - share) / 2000)
     assert abs(float(second[1] / second.sum()) - 1 / 2) < 4.5 * math.sqrt(0.25 / float(second.sum()))
+
+
+def race_in_parts(columns: tuple[Tensor, Tensor, Tensor], parts: list[Tensor], count: int) -> list[tuple[float, ...]]:
+    """Rows taken from all parts, of which each knows its own rows and what was taken; D^2 and time of arrival."""
+    races = [badge(*(c[rows] for c in columns), 7) for rows in parts]  # type: ignore[arg-type]
+    allowed = [torch.ones_like(rows, dtype=torch.bool) for rows in parts]
+    taken: list[tuple[float, ...]] = []
+    for _ in range(count):
+        found = []
+        for part, (rows, race, left) in enumerate(zip(parts, races, allowed, strict=True)):
+            if left.any():
+                row, far, time = race.soonest(left)
+                found.append((time, int(columns[2][rows[row]]), int(rows[row]), far, part, row))
+        time, _, which, far, part, row = min(found)
+        allowed[part][row] = False
+        for race in races:
+            race.include([c[which : which + 1] for c in columns[:2]], time)
+        taken.append((which, far, time))
+    return taken
+
+
+@given(
+    shape=SHAPES,
+    classes=st.integers(1, 3),
+    parts=st.integers(1, 4),
+    at_once=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(10, 200)),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_race_in_parts_is_the_same_to_the_last_bit(
+    shape: tuple[int, int, int, bool], classes: int, parts: int, at_once: tuple[int, int, int]
+) -> None:
+    x, gen = points(shape), torch.Generator().manual_seed(shape[0])
+    residual = torch.rand(len(x), classes, generator=gen)
+    residual = residual.round(decimals=1) if shape[3] else residual
+    key = torch.randint(0, 2**62, (len(x),), generator=gen)
+    whole = race_in_parts((residual, x, key), [torch.arange(len(x))], len(x))
+    mixed = torch.randperm(len(x), generator=gen)
+    part = torch.randint(0, parts, (len(x),), generator=gen)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SEEDS.GROUP, "cpu", at_once[0])
+        patch.setattr(SEEDS, "BLOCK", at_once[1])
+        patch.setitem(sizes.CELLS, "cpu", at_once[2])
+        assert race_in_parts((residual, x, key), [mixed[part == i] for i in range(parts)], len(x)) == whole
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 256, 1500])
+def test_inner_products_in_fixed_point_are_exact(width: int) -> None:
+    x = torch.randn(20, width, generator=torch.Generator().manual_seed(width)) * torch.logspace(-9, 9, 20)[:, None]
+    x[3] = 0
+    x[4] = torch.ldexp(torch.tensor(1 - 2.0**-24), torch.tensor(5))  # rounded to the next power of two: the most bits
+    wide = SEEDS.fixed_point(x)
+    exact = [[sum(map(Fraction.__mul__, a, b)) for b in map(fractions, wide)] for a in map(fractions, wide)]
+    assert (wide @ wide.T).tolist() == exact and (wide.flip(1) @ wide.flip(1).T).tolist() == exact
+    off = (wide - x.double()).abs().amax(1) / x.abs().amax(1).double().clamp_min(1e-30)
+    assert float(off.max()) <= (2.0**-22 if width <= 256 else 2.0**-21)
+
+
+def fractions(row: Tensor) -> list[Fraction]:
+    return [Fraction(value) for value in row.tolist()]
+
+
+def test_badge_draws_the_same_at_any_scale() -> None:
+    """Squared lengths of these gradients are beyond float32."""
+    gen = torch.Generator().manual_seed(0)
+    residual, x, key = torch.rand(50, 3, generator=gen), torch.randn(50, 5, generator=gen), torch.arange(50)
+    small, large = badge(residual, x, key, 1), badge(residual * 2.0**40, x * 2.0**50, key, 1)
+    assert pick(small, free(x), 50).tolist() == pick(large, free(x), 50).tolist()
+
+
+def test_badge_looks_at_all_rows_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, gen = blobs([500] * 10)[0], torch.Generator().manual_seed(0)
+    residual, looks = torch.rand(len(x), 3, generator=gen), 0
+    race = badge(residual, x, torch.arange(len(x)), 0)
+    gather = race._gather
+
+    def counted(allowed: Tensor) -> None:
+        nonlocal looks
+        looks += 1
+        gather(allowed)
+
+    monkeypatch.setattr(race, "_gather", counted)
+    pick(race, free(x), 100)
+    assert looks < 5
 
 
 # --- k-means, TypiClust

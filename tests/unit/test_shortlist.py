@@ -53,6 +53,8 @@ def few_at_once(count: int, part: int) -> Iterator[None]:
         mock.patch("dal_dense.acquire.coreset.SAMPLE", 4 * part),
         mock.patch("dal_dense.acquire.ppal.AT_MOST", 4 * part),
         mock.patch("dal_dense.acquire.uniform.PART", part),
+        mock.patch("dal_dense.select.seeding.GROUP", {"cpu": count, "gpu": count}),
+        mock.patch("dal_dense.select.seeding.BLOCK", part),
     ):
         yield
 
@@ -137,6 +139,34 @@ def plain_coreset(offers: Offers, budget: Budget, when: Round, sample: int) -> B
         centres.append(x[row])
 
 
+def fixed(x: torch.Tensor) -> torch.Tensor:
+    """Rows rounded to multiples of their last bit, so that inner products are exact in float64."""
+    bits, rows = (53 - math.ceil(math.log2(x.shape[1]))) // 2, []
+    for row in x.tolist():
+        last = math.ldexp(1, math.frexp(max(map(abs, row)))[1] - bits)
+        rows.append([round(value / last) * last for value in row])
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def plain_badge(offers: Offers, budget: Budget, when: Round) -> Basket:
+    """The race on gradients that are written out, in float64: who has risen to its variate first, of all rows."""
+    basket = Basket(offers, budget)
+    gradient = torch.einsum("nc,ne->nce", fixed(offers.class_score), fixed(offers.embedding)).flatten(1)
+    goal = -noise.uniform(offers.key, derive_seed(when.seed, when.number, "badge"), "race").log()
+    allowed, risen, rate = basket.affordable(), torch.zeros_like(goal), goal
+    value, wait = gradient.square().sum(1), -gradient.square().sum(1)
+    while allowed.any():
+        row = int(torch.where(allowed, wait, torch.inf).argmin())
+        if basket.rows:
+            risen = risen + rate * wait[row]
+        basket.take(row, value[row])
+        value = (gradient - gradient[basket.rows][:, None]).square().sum(2).amin(0)
+        rate = value.clamp_min(1e-30)
+        wait = (goal - risen) / rate
+        allowed &= basket.affordable()
+    return basket
+
+
 def plain_quotas(offers: Offers, budget: Budget, when: Round, options: StrategyConfig) -> Basket:
     """clasp and foreground_random: whose turn it is, and the best of all rows for it, pick by pick."""
     name, basket = options.name, Basket(offers, budget)
@@ -216,6 +246,8 @@ def plain(
         return as_reported(offers, plain_coreset(offers, budget, when, sample))
     if name == "ppal":
         return as_reported(offers, plain_ppal(offers, budget, sample))
+    if name == "badge":
+        return as_reported(offers, plain_badge(offers, budget, when))
     if name in ("clasp", "foreground_random"):
         return as_reported(offers, plain_quotas(offers, budget, when, options))
     worth = RANKINGS[name].worth(offers, options, when).double()
@@ -278,6 +310,8 @@ def same_choice(
     wanted, got = plain(options, offers, budget, when, 4 * at_once[1]), seen(concat(parts), chosen)
     if options.name == "hybrid":  # its values are sums of logarithms, here in another order
         return (*wanted[:2], pytest.approx(wanted[2], abs=1e-4)), got
+    if options.name == "badge":  # sums of squares, here of gradients that are written out
+        return (*wanted[:2], pytest.approx(wanted[2], rel=1e-6)), got
     return wanted, got
 
 
@@ -530,8 +564,9 @@ def test_purchases_are_those_of_the_plain_rule(case: Case, at_once: tuple[int, i
 
 def test_what_needs_all_rows_says_so() -> None:
     parts = [random_offers(1, 3, 5)]
-    with pytest.raises(ConfigError, match=r"strategy.name badge needs the whole pool in one place.*greedy.*hybrid"):
-        acquire_shards(parts, Budget(50.0), StrategyConfig(name="badge"), Round(1, 2, 0), quota_classes=QUOTA)
+    with pytest.raises(ConfigError, match=r"facility_location needs the whole pool in one place.*greedy.*hybrid"):
+        options = StrategyConfig(name="facility_location")
+        acquire_shards(parts, Budget(50.0), options, Round(1, 2, 0), quota_classes=QUOTA)
 
 
 @dataclass
