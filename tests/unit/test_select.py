@@ -309,6 +309,15 @@ def test_the_race_in_parts_is_the_same_to_the_last_bit(
         assert race_in_parts((residual, x, key), [mixed[part == i] for i in range(parts)], len(x)) == whole
 
 
+def test_of_rows_that_arrive_together_the_smaller_key_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noise, "uniform", lambda keys, *_: torch.full_like(keys, 0.5, dtype=torch.float64))
+    key = torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    copies = torch.ones(30, 1), torch.ones(30, 2), key
+    for parts in (torch.arange(30).split(30), torch.arange(30).split(7)):
+        assert key[[int(row) for row, *_ in race_in_parts(copies, list(parts), 30)]].tolist() == list(range(30))
+    assert key[pick(badge(*copies, 0), free(key), 30)].tolist() == list(range(30))
+
+
 @pytest.mark.parametrize("width", [1, 2, 7, 256, 1500])
 def test_inner_products_in_fixed_point_are_exact(width: int) -> None:
     x = torch.randn(20, width, generator=torch.Generator().manual_seed(width)) * torch.logspace(-9, 9, 20)[:, None]
