@@ -42,7 +42,7 @@ class Badge:
 
 
 class BadgeShard(BasketShard):
-    """Rows in the race that `select.seeding` describes; at most 80 bytes a row beside the columns."""
+    """Rows in the race that `select.seeding` describes; 60 bytes a row beside the columns."""
 
     def __init__(self, offers: Offers, aim: Aim, number: int = 0, known: Offers | None = None) -> None:
         """As `acquire.shard_of`."""

@@ -79,7 +79,7 @@ class Seeding:
         self.include([f[row : row + 1] for f in self._factors], arrival if row == named else 0.0)
 
     def soonest(self, allowed: Bool[Tensor, " N"]) -> tuple[int, float, float]:
-        """As `next`, and when the row arrives; before any row is taken minus its D^2, so that the least comes first."""
+        """As `next`, and when the row arrives; before any row is taken, minus the number beside it."""
         if not self._taken and self._group is None:
             best = float(torch.where(allowed, self._first, -torch.inf).max())
             rows = (allowed & (self._first == best)).nonzero()[:, 0]
