@@ -320,9 +320,10 @@ def test_of_rows_that_arrive_together_the_smaller_key_comes_first(monkeypatch: p
 
 @pytest.mark.parametrize("width", [1, 2, 7, 256, 1500])
 def test_inner_products_in_fixed_point_are_exact(width: int) -> None:
-    x = torch.randn(20, width, generator=torch.Generator().manual_seed(width)) * torch.logspace(-9, 9, 20)[:, None]
-    x[3] = 0
-    x[4] = torch.ldexp(torch.tensor(1 - 2.0**-24), torch.tensor(5))  # rounded to the next power of two: the most bits
+    gen = torch.Generator().manual_seed(width)
+    x = torch.cat([torch.randn(10, width, generator=gen), 1 - torch.rand(10, width, generator=gen) / 64])  # long sums
+    x *= torch.logspace(-9, 9, 20)[:, None]
+    x[3], x[4] = 0, 1 - 2.0**-24  # which is rounded up to a power of two
     wide = SEEDS.fixed_point(x)
     exact = [[sum(map(Fraction.__mul__, a, b)) for b in map(fractions, wide)] for a in map(fractions, wide)]
     assert (wide @ wide.T).tolist() == exact and (wide.flip(1) @ wide.flip(1).T).tolist() == exact
