@@ -20,11 +20,9 @@ from dal_dense.pieces import ON_CPU, in_pieces
 
 Floats = NDArray[np.float32]
 
-SMALLEST = np.finfo(np.float32).tiny
-"""Stands in for 0 inside the logarithm: p log p is 0 all the same."""
-
-FLOOR = np.full(ON_CPU, SMALLEST)
-"""As an array, since NumPy's maximum with one number is no vector code."""
+LEAST = np.full(ON_CPU, -104, np.float32)
+"""Stands for the logarithm of 0, and is below all others: p log p is 0 all the same. An array, since NumPy's extremes
+with one number are no vector code."""
 
 VALUES = 12 * ON_CPU
 """Probabilities a piece, of all classes together: more would leave the cache, fewer would be too many calls."""
@@ -37,7 +35,7 @@ class Scratch:
         voxels = step(classes)
         self.logs, self.probs = np.empty((2, classes, voxels), np.float32)
         self.rows = np.empty((4, voxels), np.float32)
-        self._zeros = False  # seen: their logarithm is not finite
+        self._zeros = False  # seen: their logarithm is not finite. The sums do not depend on it
 
     def read(self, probs: Float[Tensor, "classes voxels"]) -> Floats:
         """The probabilities as float32: as they lie, or copied."""
@@ -52,11 +50,12 @@ class Scratch:
         """Sum of p log p over the classes: minus the entropy."""
         n = p.shape[1]
         logs, sums = self.logs[:, :n], self.rows[0, :n]
+        cv2.log(p, logs)
         if not self._zeros:  # to look for them first would be another pass
-            np.einsum("cv,cv->v", p, cv2.log(p, logs), out=sums)
+            np.einsum("cv,cv->v", p, logs, out=sums)
             self._zeros = not np.isfinite(sums.sum())
         if self._zeros:
-            np.einsum("cv,cv->v", p, cv2.log(np.maximum(p, FLOOR[:n], out=logs), logs), out=sums)
+            np.einsum("cv,cv->v", p, np.fmax(logs, LEAST[:n], out=logs), out=sums)
         return sums
 
     def entropy(self, probs: Float32[Tensor, "classes voxels"]) -> Float32[Tensor, " voxels"]:

@@ -79,7 +79,7 @@ def acquire(
     """Spend one round's budget.
 
     The same rows in any order give the same choice, in the same order: ties go to the smaller key. A
-    `Sharded` strategy needs 24 bytes a row (`coreset` 80, `badge` 60) beyond the offers, of which it reads a few columns;
+    `Sharded` strategy needs 24 bytes a row (`coreset` 80, `badge` 60) beyond the offers, of which it reads few columns;
     others need O(N) memory beyond a copy of the offers that is sorted by key.
 
     Args:

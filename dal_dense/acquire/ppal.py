@@ -11,7 +11,7 @@ from dataclasses import replace
 from enum import Enum
 
 import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, Int
 from torch import Tensor
 
 from dal_dense.acquire.base import Aim, Budget
@@ -19,10 +19,10 @@ from dal_dense.acquire.basket import Basket
 from dal_dense.acquire.matching import matching_distance
 from dal_dense.acquire.per_second import per_second
 from dal_dense.acquire.ranking import Ranking, worth_of
-from dal_dense.acquire.shards import LocalShard, bare
+from dal_dense.acquire.shards import PART, LocalShard, bare
 from dal_dense.acquire.shortlist import ByWorth, Candidates, Picks, Rows, Shards, fill, joined
 from dal_dense.errors import ConfigError
-from dal_dense.offers import Offers
+from dal_dense.offers import Offers, Parts
 
 POOL = 4.0
 """Budgets' worth of candidates, as published."""
@@ -60,8 +60,9 @@ class Ppal:
         rows, _ = joined(shards(candidates(shards, aim.budget), 1, Step.OBJECTS))
         rows = rows[rows.worth.argsort(descending=True, stable=True)]  # so of equals the better one is taken
         basket = Basket(rows.offers, aim.budget)
-        assert rows.offers.parts is not None
-        thin(basket, matching_distance(rows.offers.parts.to(aim.device), len(rows.worth)).cpu(), rows.worth)
+        parts, rows = rows.offers.parts, replace(rows, offers=replace(rows.offers, parts=None))
+        assert parts is not None
+        thin(basket, matching_distance(parts.to(aim.device), len(rows.worth)).cpu(), rows.worth)
         return fill(shards, aim.budget, _Asking(Step.REST), Picks().and_those_of(basket, rows))
 
 
@@ -96,14 +97,19 @@ class PpalShard(LocalShard):
 
     def _with_objects(self, picks: Picks) -> Candidates:
         """Its own of these picks."""
-        rows = torch.zeros(0, dtype=torch.int64)
-        if picks.rows is not None:
-            rows = picks.rows.row[picks.rows.shard == self.number]
-        rows = rows.to(self.offers.device)
-        assert self.offers.parts is not None
-        objects = self.offers.parts.of_rows(rows, len(self.offers)).to("cpu")
-        offers = replace(bare(self.offers, rows, self.basket.opening_of(rows)), parts=objects)
+        rows = picks.taken.row[picks.taken.shard == self.number].to(self.offers.device)
+        offers = replace(bare(self.offers, rows, self.basket.opening_of(rows)), parts=self._objects_of(rows).to("cpu"))
         return Candidates(Rows(offers, torch.full((len(rows),), self.number), rows.cpu(), self.worth[rows].cpu()), None)
+
+    def _objects_of(self, rows: Int[Tensor, " K"]) -> Parts:
+        """As `Parts.of_rows`, for a few rows: no temporary column is as long as those of all rows or objects."""
+        parts = self.offers.parts
+        assert parts is not None
+        found = [torch.isin(row, rows).nonzero()[:, 0] for row in torch.split(parts.row, PART)]
+        mine = torch.cat([some + number * PART for number, some in enumerate(found)])
+        wanted, place = rows.sort()
+        new = place[torch.searchsorted(wanted, parts.row[mine])]
+        return Parts(new, parts.classes[mine], parts.weight[mine], parts.embedding[mine])
 
 
 class _Asking(ByWorth):

@@ -14,7 +14,7 @@ class Picker(Protocol):
     """A choice in progress over N rows."""
 
     def next(self, allowed: Bool[Tensor, " N"]) -> tuple[int, float]:
-        """The best row and what it is chosen by; of equals the smaller row.
+        """The best row and what it is chosen by; of equals the smaller row, or key.
 
         Args:
             allowed: rows that may be taken, at least one; between two calls it may only shrink.

@@ -3,10 +3,11 @@
 D is the distance to the nearest row taken. A row may be the outer product of several factors, as BADGE's gradients are:
 inner products of outer products are products of inner products, so the long vectors are never built.
 
-The draws are one race. Every row has one exponential variate, keyed, and arrives once its rate D^2, added up over time,
-has reached it: whoever comes next does so with chance D^2 over the sum, for exponential variates have no memory. D only
-falls, so an arrival worked out with fewer rows taken is never too late: only a group of the first to come is kept up to
-date, and all rows meet the rows taken when the group's first may no longer be the first of all.
+The draws are one race of exponential clocks. Every row has one exponential variate, keyed, and arrives once its rate
+D^2, added up over time, has reached it: whoever comes next does so with chance D^2 over the sum, for exponential
+variates have no memory. D only falls, so an arrival worked out with fewer rows taken is never too late: only a group
+of the first to come is kept up to date, and all rows meet the rows taken when the group's first may no longer be the
+first of all.
 
 No draw depends on what other rows are worked on with it: features are rounded to fixed point, and then inner products
 are exact in float64, however they are summed (the first slice of Ozaki et al. 2012). All else is elementwise.
@@ -49,7 +50,7 @@ class Seeding:
         """Nothing is taken yet.
 
         Args:
-            factors: float32; row i stands for the outer product of their rows i.
+            factors: of any float type; row i stands for the outer product of their rows i.
             key: keys of the rows, for their draws; of equals the row of the smaller key comes first.
             seed: of this use.
             longest_first: begin with the longest vector; else with an even draw.
@@ -191,11 +192,13 @@ def fixed_point(x: Float[Tensor, "n E"]) -> Float64[Tensor, "n E"]:
 
     The last bit is the same all over a row: of E = 256 features the 22nd of the largest, of 16 the 24th.
     """
+    if not x.shape[1]:
+        return x.double()
     bits = (_BITS - (x.shape[1] - 1).bit_length()) // 2
     top = x.abs().amax(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
     scale = top.double() / torch.frexp(top).mantissa  # the power of two above
     shift = scale * (1.5 * 2.0 ** (_BITS - 1 - bits))  # float64 of this size are multiples of that last bit
-    return x.double().add_(shift).sub_(shift)
+    return (x.double() + shift).sub_(shift)
 
 
 def _product(factors: Sequence[Tensor]) -> Tensor:

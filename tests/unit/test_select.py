@@ -331,6 +331,12 @@ def test_inner_products_in_fixed_point_are_exact(width: int) -> None:
     assert float(off.max()) <= (2.0**-22 if width <= 256 else 2.0**-21)
 
 
+def test_rows_of_any_float_type_are_left_as_they_are() -> None:
+    for x in (torch.rand(5, 3, dtype=torch.float64), torch.rand(5, 3), torch.rand(5, 3).half(), torch.rand(5, 0)):
+        before = x.clone()
+        assert SEEDS.fixed_point(x).shape == x.shape and torch.equal(x, before)
+
+
 def fractions(row: Tensor) -> list[Fraction]:
     return [Fraction(value) for value in row.tolist()]
 

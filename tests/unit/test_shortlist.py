@@ -205,8 +205,9 @@ def plain_ppal(offers: Offers, budget: Budget, most: int) -> Basket:
     while (row := large.best(value, among)) is not None and len(large.rows) < most:
         large.take(row, value[row])
     rows = sorted(large.rows, key=lambda r: (-float(value[r]), int(offers.key[r])))
-    assert offers.parts is not None
-    apart = matching_distance(offers[torch.tensor(rows, dtype=torch.int64)].parts, len(rows)).tolist()  # type: ignore[arg-type]
+    parts = offers[torch.tensor(rows, dtype=torch.int64)].parts
+    assert parts is not None
+    apart = matching_distance(parts, len(rows)).tolist()
     number = {row: i for i, row in enumerate(rows)}
 
     def spread(basket: Basket) -> Basket:
@@ -221,7 +222,9 @@ def plain_ppal(offers: Offers, budget: Budget, most: int) -> Basket:
         before, clusters = centres, {c: [] for c in range(len(centres))}
         for i in range(len(rows)):
             clusters[min(clusters, key=lambda c: apart[before[c]][i])].append(i)
-        centres = [min(m, key=lambda i: math.fsum(apart[i][j] for j in m)) for m in clusters.values()]
+        centres = [
+            min(m, key=lambda i: math.fsum(apart[i][j] for j in m)) if m else before[c] for c, m in clusters.items()
+        ]
     basket = Basket(offers, budget)
     for row in [rows[c] for c in centres]:
         if basket.affordable()[row]:

@@ -111,6 +111,17 @@ def test_a_draw_of_any_type_may_hold_a_gradient() -> None:
         assert not mean.requires_grad
 
 
+def test_zeros_in_one_piece_change_nothing_in_the_next() -> None:
+    """The logarithm of 0 may be infinite; where a piece has shown some, the next ones are read in another way."""
+    smallest = torch.tensor([1e-45, 1e-40, 1e-38, 0.3]).repeat(ON_CPU // 4)
+    later, first = torch.stack([smallest, 1 - smallest]), torch.full((2, ON_CPU), 0.5)
+    one = first.clone()
+    one[:, 7] = torch.tensor([0.0, 1.0])
+    found = [uncertainty.entropy(torch.cat([piece, later, piece], 1)) for piece in (first, one)]
+    assert torch.equal(found[0][ON_CPU : 2 * ON_CPU], found[1][ON_CPU : 2 * ON_CPU])
+    assert found[1][7] == 0 and found[1].isfinite().all()
+
+
 @pytest.mark.parametrize("name", MAPS)
 def test_nan_in_a_draw_is_seen_in_the_map_and_nowhere_else(name: str) -> None:
     draws = stack(6, 3, 4, (ON_CPU + 9,)).float()
