@@ -8,7 +8,7 @@ import torch
 
 from dal_dense.acquire.base import Aim
 from dal_dense.acquire.fill import embedding_of
-from dal_dense.acquire.one_by_one import named, one_by_one
+from dal_dense.acquire.one_by_one import one_by_one
 from dal_dense.acquire.shards import BasketShard
 from dal_dense.acquire.shortlist import Candidates, Picks, Rows, Shards
 from dal_dense.offers import Offers
@@ -73,4 +73,11 @@ class BadgeShard(BasketShard):
         found = [self._race.soonest(self._allowed)] if self._allowed.any() else []
         rows = torch.tensor([row for row, _, _ in found], dtype=torch.int64, device=offers.device)
         far, time = (torch.tensor([f[i] for f in found], dtype=torch.float64) for i in (1, 2))
-        return named(self, rows, -time, {"far": far}, embedding=True, by_class=True)
+        return self.handed(
+            rows,
+            -time,
+            extra={"price": self.basket.price[rows], "far": far},
+            class_score=offers.class_score[rows],
+            shares=offers.shares[rows],  # as wide as class scores must be
+            embedding=self._embedding[rows],
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dal_dense.acquire.base import Aim
 from dal_dense.acquire.fill import embedding_of
-from dal_dense.acquire.one_by_one import named, one_by_one
+from dal_dense.acquire.one_by_one import one_by_one
 from dal_dense.acquire.shards import BasketShard
 from dal_dense.acquire.shortlist import Candidates, Picks, Rows, Shards
 from dal_dense.acquire.survey import sample_of, survey_of, surveyed
@@ -82,7 +82,7 @@ class CoresetShard(BasketShard):
         """
         if ask is None:
             rows, floor = survey_of(self.offers, self._when, count)
-            return replace(named(self, rows, torch.zeros_like(rows).double(), embedding=True), floor=floor)
+            return self.handed(rows, torch.zeros_like(rows).double(), floor, embedding=self._embedding[rows])
         self.note(picks)
         device = self.offers.device
         if isinstance(ask, Begin):
@@ -96,4 +96,5 @@ class CoresetShard(BasketShard):
         allowed = self.basket.affordable()
         found = [self._far.farthest(allowed)] if allowed.any() else []
         rows = torch.tensor([row for row, _ in found], dtype=torch.int64, device=device)
-        return named(self, rows, torch.tensor([far for _, far in found], dtype=torch.float64), embedding=True)
+        far = torch.tensor([far for _, far in found], dtype=torch.float64)
+        return self.handed(rows, far, extra={"price": self.basket.price[rows]}, embedding=self._embedding[rows])

@@ -15,8 +15,8 @@ from torch import Tensor
 from dal_dense.acquire.base import Aim
 from dal_dense.acquire.distance import nearest
 from dal_dense.acquire.hybrid_scales import Columns, Scales, mass_of
-from dal_dense.acquire.shards import PART, BasketShard, bare, first_of
-from dal_dense.acquire.shortlist import Candidates, Picks, Rows
+from dal_dense.acquire.shards import PART, BasketShard, first_of
+from dal_dense.acquire.shortlist import Candidates, Picks
 from dal_dense.acquire.survey import survey_of
 from dal_dense.offers import Offers
 
@@ -98,12 +98,12 @@ class HybridShard(BasketShard):
     def _handed(self, rows: Int[Tensor, " K"], floor: tuple[float, int] | None) -> Candidates:
         """Rows with what the rule needs: of the class columns those of the quota, and `mass_of` as `shares`."""
         few = self._slim[rows]
-        found = replace(
-            bare(self.offers, rows, self.basket.opening_of(rows)),
-            score=few.score.cpu(),
-            class_score=few.class_score[:, list(self._quota)].cpu(),
-            shares=mass_of(few, self._quota, objects=self.offers.parts is not None).cpu(),
-            embedding=self.offers.embedding[rows].cpu(),
+        return self.handed(
+            rows,
+            self._far[rows].double(),
+            floor,
+            score=few.score,
+            class_score=few.class_score[:, list(self._quota)],
+            shares=mass_of(few, self._quota, objects=self.offers.parts is not None),
+            embedding=self.offers.embedding[rows],
         )
-        number = torch.full((len(rows),), self.number)
-        return Candidates(Rows(found, number, rows.cpu(), self._far[rows].double().cpu()), floor)

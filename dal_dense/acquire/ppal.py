@@ -19,8 +19,8 @@ from dal_dense.acquire.basket import Basket
 from dal_dense.acquire.matching import matching_distance
 from dal_dense.acquire.per_second import per_second
 from dal_dense.acquire.ranking import Ranking, worth_of
-from dal_dense.acquire.shards import PART, LocalShard, bare
-from dal_dense.acquire.shortlist import ByWorth, Candidates, Picks, Rows, Shards, fill, joined
+from dal_dense.acquire.shards import PART, LocalShard
+from dal_dense.acquire.shortlist import ByWorth, Candidates, Picks, Shards, fill, joined
 from dal_dense.errors import ConfigError
 from dal_dense.offers import Offers, Parts
 
@@ -98,8 +98,7 @@ class PpalShard(LocalShard):
     def _with_objects(self, picks: Picks) -> Candidates:
         """Its own of these picks."""
         rows = picks.taken.row[picks.taken.shard == self.number].to(self.offers.device)
-        offers = replace(bare(self.offers, rows, self.basket.opening_of(rows)), parts=self._objects_of(rows).to("cpu"))
-        return Candidates(Rows(offers, torch.full((len(rows),), self.number), rows.cpu(), self.worth[rows].cpu()), None)
+        return self.handed(rows, self.worth[rows], parts=self._objects_of(rows))
 
     def _objects_of(self, rows: Int[Tensor, " K"]) -> Parts:
         """As `Parts.of_rows`, for a few rows: no temporary column is as long as those of all rows or objects."""

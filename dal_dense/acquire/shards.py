@@ -8,8 +8,8 @@ over; with it go all rows of its image that would rank above the floor at the lo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -91,6 +91,22 @@ class BasketShard(ABC):
         both: Tensor = torch.unique(torch.cat([rows, mates]))
         return both
 
+    def handed(
+        self,
+        rows: Int[Tensor, " K"],
+        worth: Float64[Tensor, " K"],
+        floor: tuple[float, int] | None = None,
+        *,
+        extra: Mapping[str, Tensor] | None = None,
+        **columns: Any,
+    ) -> Candidates:
+        """These rows with the columns that a basket reads, and others by name; on the CPU."""
+        offers = bare(self.offers, rows, self.basket.opening_of(rows))
+        more = {name: column.cpu() for name, column in (extra or {}).items()}
+        moved = {name: column.to("cpu") for name, column in columns.items()}
+        offers = replace(offers, extra={**offers.extra, **more}, **moved)
+        return Candidates(Rows(offers, torch.full((len(rows),), self.number), rows.cpu(), worth.cpu()), floor)
+
     def _near(self, price: Float64[Tensor, " n"]) -> Tensor:
         """Rows that are affordable or may become so: no other one ever does."""
         return self.basket.spent + price * _ROUNDING <= self.basket.budget.seconds
@@ -127,10 +143,7 @@ class LocalShard(BasketShard):
         rows, floor = self.best(count, rank)
         if floor is not None and ask:
             rows = self.with_mates(rows, floor[0], rank)
-        picked = bare(self.offers, rows, self.basket.opening_of(rows))
-        return Candidates(
-            Rows(picked, torch.full((len(rows),), self.number), rows.cpu(), self.worth[rows].cpu()), floor
-        )
+        return self.handed(rows, self.worth[rows], floor)
 
 
 def labelled_of(offers: Offers) -> Offers:

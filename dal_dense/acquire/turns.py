@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dal_dense.acquire.base import Aim
 from dal_dense.acquire.basket import Basket
-from dal_dense.acquire.shards import BasketShard, bare
+from dal_dense.acquire.shards import BasketShard
 from dal_dense.acquire.shortlist import COUNT, FEW, LEAST, MOST, Candidates, Picks, Rows, Shards, joined
 from dal_dense.offers import Offers
 
@@ -127,5 +127,4 @@ class TurnShard(BasketShard):
             return self._worth(self._slim[rows], self._aim, ask, self._objects)
 
         rows, floor = self.best(count, lambda here, price: worth(here))
-        picked = bare(self.offers, rows, self.basket.opening_of(rows))
-        return Candidates(Rows(picked, torch.full((len(rows),), self.number), rows.cpu(), worth(rows).cpu()), floor)
+        return self.handed(rows, worth(rows), floor)

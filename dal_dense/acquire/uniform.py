@@ -11,7 +11,7 @@ from torch import Tensor
 from dal_dense import noise
 from dal_dense.acquire.base import Aim
 from dal_dense.acquire.blocks import Blocks, in_parts
-from dal_dense.acquire.one_by_one import named, one_by_one
+from dal_dense.acquire.one_by_one import one_by_one
 from dal_dense.acquire.shards import PART, BasketShard
 from dal_dense.acquire.shortlist import Candidates, Picks, Rows, Shards, joined
 from dal_dense.offers import Offers
@@ -72,7 +72,7 @@ class UniformShard(BasketShard):
         """
         if ask is None:
             labelled = self.offers.labelled.nonzero()[:, 0]
-            return named(self, labelled, torch.zeros_like(labelled).double())
+            return self.handed(labelled, torch.zeros_like(labelled).double())
         self.note(picks)
         if isinstance(ask, Offers):
             self._begin(ask)
@@ -82,8 +82,9 @@ class UniformShard(BasketShard):
         self._find((~self._affordable(self._price) & (self._row != _CLOSED)).nonzero()[:, 0])
         places = self._affordable(self._price).nonzero()[:, 0]
         best = _smallest(places, (*self._levels(), self._key.__getitem__))[:1]
-        levels = {name: level(best).double() for name, level in zip(LEVELS, self._levels(), strict=True)}
-        return named(self, self._row[best], -self._minus_draw[best], levels)
+        row = self._row[best]
+        extra = {name: level(best).double() for name, level in zip(LEVELS, self._levels(), strict=True)}
+        return self.handed(row, -self._minus_draw[best], extra={**extra, "price": self.basket.price[row]})
 
     def _affordable(self, price: Float64[Tensor, " n"]) -> Bool[Tensor, " n"]:
         return self.basket.spent + price <= self.basket.budget.seconds
