@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 CELLS = {"cpu": 1 << 20, "gpu": 1 << 22}
@@ -52,6 +52,11 @@ def middle_of(rows: Float[Tensor, "N E"]) -> Float[Tensor, " E"]:
     for part in blocks(len(rows), rows.shape[1], rows.device):
         total += rows[part].double().sum(0)
     return (total / max(len(rows), 1)).to(rows.dtype)
+
+
+def of_smallest_key(among: Bool[Tensor, " n"], key: Int[Tensor, " n"]) -> Int[Tensor, ""]:
+    """Place of the smallest key among some rows, at least one: which of equals is taken."""
+    return torch.where(among, key, torch.iinfo(torch.int64).max).argmin()
 
 
 def square(x: Float[Tensor, "n E"]) -> Float[Tensor, " n"]:

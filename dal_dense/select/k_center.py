@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from dal_dense.select.blocks import blocks, middle_of, nearest_product, one_thread, sized, square
+from dal_dense.select.blocks import blocks, middle_of, nearest_product, of_smallest_key, one_thread, sized, square
 
 GROUP = {"cpu": 1 << 11, "gpu": 1 << 14}
 """Rows kept up to date: what a cache holds, and what keeps a GPU busy."""
@@ -24,8 +24,6 @@ EAGER = ("cuda",)
 """Kinds of devices on which the group's distances are float64 throughout, unless many rows are alike."""
 _UNIT = 2.0**-24
 """Relative rounding of float32."""
-_LAST = torch.iinfo(torch.int64).max
-"""No key is larger."""
 _LARGEST = torch.finfo(torch.float32).max / 4
 """Two rows of this squared length may be a squared distance of four times it apart."""
 
@@ -127,7 +125,7 @@ class KCenter:
         """Place of the farthest of these rows, of equals that of the smallest key."""
         if self._key is None:
             return far.argmax()
-        return torch.where(far == far.max(), self._key[rows], _LAST).argmin()
+        return of_smallest_key(far == far.max(), self._key[rows])
 
     def _start(self, centres: Float[Tensor, "M E"]) -> None:
         """Bounds of all rows from these centres alone."""

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from dal_dense import noise
-from dal_dense.select.blocks import blocks, one_thread, sized, square
+from dal_dense.select.blocks import blocks, of_smallest_key, one_thread, sized, square
 
 TINY = 1e-30
 """Squared distance that stands for zero: where all are copies, the draw is even."""
@@ -36,8 +36,6 @@ _EARLY = 1 - 1e-9
 """An arrival times this is never too late: rounding takes less, one or two last bits a row taken."""
 _BITS = 53
 """Of a float64."""
-_LAST = torch.iinfo(torch.int64).max
-"""No key is larger."""
 
 
 class Seeding:
@@ -83,8 +81,7 @@ class Seeding:
         """As `next`, and when the row arrives; before any row is taken, minus the number beside it."""
         if not self._taken and self._group is None:
             best = float(torch.where(allowed, self._first, -torch.inf).max())
-            rows = (allowed & (self._first == best)).nonzero()[:, 0]
-            return int(rows[self._key[rows].argmin()]), best, -best
+            return int(of_smallest_key(allowed & (self._first == best), self._key)), best, -best
         found = self._soonest(allowed)
         if found is None:
             self._gather(allowed)
@@ -112,7 +109,7 @@ class Seeding:
             return None
         arrival = torch.where(allowed[self._rows], group.arrival, torch.inf)
         first = arrival.min()
-        place = torch.where(arrival == first, self._key[self._rows], _LAST).argmin()
+        place = of_smallest_key(arrival == first, self._key[self._rows])
         row, far, time = torch.stack([self._rows[place].double(), group.far[place], first]).tolist()
         return (int(row), far if far > TINY else 0.0, time) if time < self._outside else None
 
