@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-ON_CPU = 32_000
-"""Voxels a piece: a few rows of them fit a core's cache, and torch starts no threads for so few."""
+ON_CPU = 64_000
+"""Voxels a piece: rows of a few classes fit the cache, and a call's work takes longer than the call."""
 
 ON_GPU = 1 << 22
 """Voxels a piece: enough to fill a GPU, and still small beside a volume's classes."""
@@ -40,8 +40,12 @@ def in_pieces(length: int, step: int, device: torch.device, work: Callable[[Sequ
         work(pieces)
         return
     run = -(-len(pieces) // (TURNS * threads))
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, [pieces[a : a + run] for a in range(0, len(pieces), run)]))
+    of_torch = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(work, [pieces[a : a + run] for a in range(0, len(pieces), run)]))
+    finally:
+        torch.set_num_threads(of_torch)  # what a worker sets counts for threads that are yet to come
 
 
 def in_groups(maps: Float[Tensor, "maps *grid"]) -> tuple[Float[Tensor, "few *grid"], ...]:

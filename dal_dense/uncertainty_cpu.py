@@ -24,7 +24,7 @@ LEAST = np.full(ON_CPU, -104, np.float32)
 """Stands for the logarithm of 0, and is below all others: p log p is 0 all the same. An array, since NumPy's extremes
 with one number are no vector code."""
 
-VALUES = 12 * ON_CPU
+VALUES = 6 * ON_CPU
 """Probabilities a piece, of all classes together: more would leave the cache, fewer would be too many calls."""
 
 
