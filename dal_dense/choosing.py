@@ -1,30 +1,25 @@
 """From what a round looks at to its query: the pool is looked at, bad images are set aside, regions are chosen.
 
-Strategies that can choose from shards: every process keeps what it found, and hands over candidates. The
-others need the whole pool in one place, and every process sends what it found to the first.
+Every process keeps what it found, and hands over what the first one asks for (`pool_shards`).
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
 from dal_dense import jobs, pool_shards
-from dal_dense.acquire import Budget, Round, Selection, acquire, in_shards
-from dal_dense.errors import DataError, PoolExhausted
-from dal_dense.offer_store import Gathered, without_images
+from dal_dense.acquire import Budget, Round, Selection
+from dal_dense.errors import PoolExhausted
 from dal_dense.offers import KINDS, Offers
-from dal_dense.pool_shards import PoolShards, Terms, corrected
+from dal_dense.pool_shards import PoolShards, Terms
 from dal_dense.query import Query, QueryRegion
 from dal_dense.run import Run, quarantine, refuse_if_most_fail, unreadable
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,7 @@ def chosen(run: Run, plan: Plan) -> Query:
     when = Round(plan.query.round, run.config.budget.rounds, plan.query.seed)
     shutil.rmtree(stored_offers(run), ignore_errors=True)  # of a round that was cut off
     try:
-        return (_from_shards if in_shards(run.config.strategy, when) else _from_one_place)(run, plan, when)
+        return _chosen(run, plan, when)
     finally:
         shutil.rmtree(stored_offers(run), ignore_errors=True)
 
@@ -71,31 +66,7 @@ def stored_offers(run: Run) -> Path:
     return run.folder / "offers"
 
 
-def _from_one_place(run: Run, plan: Plan, when: Round) -> Query:
-    gathered = Gathered(stored_offers(run))
-    for view, found in _usable(run, plan, partial(_looked, run, plan)):
-        gathered.add(corrected(found if plan.budget.min_gap is None else view.timed(found), plan.correction))
-    offers = gathered.all()
-    del gathered
-    while True:
-        bought = acquire(offers, plan.budget, run.config.strategy, when, quota_classes=run.quota_classes, checked=True)
-        picked = offers[bought.rows].to("cpu")
-        bad = _bad(run, plan, picked)
-        if not bad:
-            return query_of(plan.query, picked, bought, plan.names(picked), run.pool.classes)
-        gone = torch.zeros(len(plan.views), dtype=torch.bool, device=offers.device)
-        gone[bad] = True
-        offers = without_images(offers, gone, stored_offers(run))
-
-
-def _looked(run: Run, plan: Plan, views: Sequence[jobs.View]) -> list[Offers | DataError]:
-    strict = run.config.data.strict
-    if isinstance(plan.eye, Path):
-        return run.together(jobs.score, plan.eye, views, strict)
-    return jobs.look(run.screen.hooks(), plan.eye, views, strict)
-
-
-def _from_shards(run: Run, plan: Plan, when: Round) -> Query:
+def _chosen(run: Run, plan: Plan, when: Round) -> Query:
     terms = Terms(
         strategy=run.config.strategy,
         budget=plan.budget,
@@ -107,8 +78,7 @@ def _from_shards(run: Run, plan: Plan, when: Round) -> Query:
     )
 
     def steps(shards: PoolShards) -> Query:
-        for _ in _usable(run, plan, shards.look):
-            pass
+        _look(run, plan, shards)
         while True:
             picks = shards.choose()
             picked = shards.rows(picks)
@@ -123,10 +93,8 @@ def _from_shards(run: Run, plan: Plan, when: Round) -> Query:
     return pool_shards.conduct(run.screen.hooks(), plan.eye, terms, steps)
 
 
-def _usable(
-    run: Run, plan: Plan, look: Callable[[Sequence[jobs.View]], Sequence[T | DataError]]
-) -> Iterator[tuple[jobs.View, T]]:
-    """What was seen in each image; those that cannot be used are set aside.
+def _look(run: Run, plan: Plan, shards: PoolShards) -> None:
+    """Look at the pool; images that cannot be used are set aside.
 
     Raises:
         PoolExhausted: if none can be used.
@@ -135,14 +103,13 @@ def _usable(
     nothing = True
     for begin in range(0, len(plan.views), plan.at_once):
         some = plan.views[begin : begin + plan.at_once]
-        found = look(some)
+        found = shards.look(some)
         refuse_if_most_fail(found)
-        for view, seen in zip(some, found, strict=True):
-            if isinstance(seen, DataError):
-                quarantine(run, view.record.id, seen)
-            else:
+        for view, problem in zip(some, found, strict=True):
+            if problem is None:
                 nothing = False
-                yield view, seen
+            else:
+                quarantine(run, view.record.id, problem)
     if nothing:
         raise PoolExhausted(
             "nothing is left to ask: no image can be used; add images to the pool, or see the quarantined files above"

@@ -8,15 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from dal_dense.errors import DataError
 from dal_dense.images import read_header
 from dal_dense.labels import whole
-from dal_dense.offers import Offers, concat
+from dal_dense.offers import Offers
 from dal_dense.records import ImageRecord
 from dal_dense.regions import Box, Regions
 from dal_dense.tasks.base import FitReport, Hooks, Judged, LabelledImage, Measurement, Task
@@ -58,43 +56,6 @@ class View:
         """Its offers with the image's time, NaN where nobody says."""
         when = math.nan if self.record.time is None else self.record.time
         return replace(offers, extra={**offers.extra, "time": torch.full_like(offers.seconds, when).double()})
-
-
-def look(hooks: Hooks, offer: Callable[..., Offers], views: Sequence[View], strict: bool) -> list[Offers | DataError]:
-    """Offers of each image, in order, or what is wrong with it; in the first process only.
-
-    An image is reduced to its few rows where it was looked at; these are all that is sent.
-
-    Args:
-        hooks: progress, the wish to stop, other processes.
-        offer: as `Task.offers` without the model.
-        views: the images.
-        strict: the first bad image ends it.
-
-    Raises:
-        DataError: of the first bad image, if strict.
-        Stopped: the person asked to stop.
-    """
-    ranks = hooks.ranks
-
-    def seen(view: View) -> Offers | DataError:
-        try:
-            found = view.offers(offer)
-        except DataError as problem:
-            if strict:
-                raise
-            return problem
-        return found if ranks.size == 1 else concat([found]).to("cpu")  # concat: rows without what they were cut from
-
-    kept = list(hooks.share("looking at the pool", seen, views, only_first=True))
-    if ranks.size == 1:
-        return kept
-    return [found if isinstance(found, DataError) else found.to(ranks.device) for found in kept]
-
-
-def score(task: Task, hooks: Hooks, weights: Path, views: Sequence[View], strict: bool) -> list[Offers | DataError]:
-    """`look` with the model of a finished fit."""
-    return look(hooks, partial(task.offers, task.load(weights)), views, strict)
 
 
 def fit(

@@ -15,6 +15,7 @@ import shlex
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> int:
 
     from train_al import main as train_al
 
-    from dal_dense import jobs, rounds
+    from dal_dense import rounds
     from dal_dense.benchmark_runs import machine
     from dal_dense.build import open_run
     from dal_dense.console import Screen
@@ -52,11 +53,12 @@ def main(argv: list[str]) -> int:
         config = load_config(settings, description=__doc__)
         with joined(config.device) as ranks, Screen().running() as screen, open_run(config, screen, ranks) as run:
             views = rounds.views_of_pool(run, 2, config.strategy.name)[: given.images]
+            offer = partial(run.task.offers, run.task.load(rounds.weights_of(run, 1)))
             for _ in range(REPEATS):
                 for together in (1, 2):
                     base.AT_ONCE = together
                     wall, cpu = time.perf_counter(), time.process_time()
-                    jobs.score(run.task, screen.hooks(), rounds.weights_of(run, 1), views, True)
+                    list(screen.hooks().share("looking at the pool", lambda view: view.offers(offer), views))
                     rows.append((together, time.perf_counter() - wall, time.process_time() - cpu))
     mean = {n: [sum(row[k] for row in rows if row[0] == n) / REPEATS for k in (1, 2)] for n in (1, 2)}
     facts = {

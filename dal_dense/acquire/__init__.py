@@ -1,12 +1,12 @@
 """Which regions to ask for: Offers and a budget in, chosen rows out.
 
-Knows nothing of CT, frames or networks. A strategy is a function that fills a `Basket`, or `Sharded`: one
-that chooses from a pool in parts; its name stands in one literal table. See `docs/concepts/acquisition.md`.
+Knows nothing of CT, frames or networks. A strategy is `ranking.Sharded`: it chooses from a pool in parts; its
+name stands in one literal table. See `docs/concepts/acquisition.md`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -32,22 +32,17 @@ from dal_dense.acquire.shortlist import InTurn, Picks, Shards
 from dal_dense.acquire.turns import ByTurns
 from dal_dense.acquire.typiclust import typiclust
 from dal_dense.acquire.uniform import Uniform
+from dal_dense.acquire.whole import Strategy, Whole
 from dal_dense.config import StrategyConfig, StrategyName
 from dal_dense.errors import BudgetError, ConfigError, PoolExhausted
 from dal_dense.offers import Offers, check, concat
 
 __all__ = [
-    "STRATEGIES", "Basket", "Budget", "Picks", "Ranking", "Round", "Selection", "Sharded", "Strategy", "acquire",
-    "acquire_shards", "choose", "in_shards", "shard_of",
+    "STRATEGIES", "Basket", "Budget", "Picks", "Ranking", "Round", "Selection", "Sharded", "Strategy", "Whole",
+    "acquire", "acquire_shards", "choose", "shard_of",
 ]  # fmt: skip
 
-Strategy = Callable[[Offers, Basket, StrategyConfig, Round, Sequence[int]], None]
-"""`strategy(offers, basket, options, when, quota_classes)` calls `basket.take` until nothing is affordable.
-
-Rows come sorted by key, so "the first of equals" is the same in any order of the pool.
-"""
-
-STRATEGIES: dict[StrategyName, Strategy | Sharded] = {
+STRATEGIES: dict[StrategyName, Sharded] = {
     "random": Ranking(random_),
     "uniform": Uniform(),
     "foreground_random": ByTurns(foreground_random, foreground_turns),
@@ -56,11 +51,11 @@ STRATEGIES: dict[StrategyName, Strategy | Sharded] = {
     "power": Ranking(power),
     "clasp": ByTurns(clasp, clasp_turns),
     "coreset": Coreset(),
-    "facility_location": facility_location,
+    "facility_location": Whole(facility_location, ("embedding",)),
     "badge": Badge(),
-    "kmeans": kmeans,
-    "typiclust": typiclust,
-    "probcover": probcover,
+    "kmeans": Whole(kmeans, ("embedding",)),
+    "typiclust": Whole(typiclust, ("embedding",)),
+    "probcover": Whole(probcover, ("class_score", "shares", "embedding")),
     "hybrid": Hybrid(),
     "box_count": Ranking(box_count),
     "ppal": Ppal(),
@@ -78,9 +73,9 @@ def acquire(
 ) -> Selection:
     """Spend one round's budget.
 
-    The same rows in any order give the same choice, in the same order: ties go to the smaller key. A
-    `Sharded` strategy needs 24 bytes a row (`coreset` 80, `badge` 60) beyond the offers, of which it reads few columns;
-    others need O(N) memory beyond a copy of the offers that is sorted by key.
+    The same rows in any order give the same choice, in the same order: ties go to the smaller key. This
+    needs 24 bytes a row (`coreset` 80, `badge` 60) beyond the offers, of which few columns are read; `Whole`
+    strategies need O(N) memory beyond a copy of the columns that they read.
 
     Args:
         offers: regions on offer and labelled ground, on any device with float64; there rows are ranked.
@@ -95,19 +90,7 @@ def acquire(
         ConfigError: if a quota class does not exist, or the strategy needs what the task lacks.
         DataError: if a column holds NaN, infinite or negative numbers.
     """
-    rule = STRATEGIES[_name(strategy, when)]
-    if isinstance(rule, Sharded):
-        return acquire_shards([offers], budget, strategy, when, quota_classes=quota_classes, checked=checked)
-    _check(offers, quota_classes, checked)
-    order = offers.key.argsort(stable=True)
-    basket = Basket(offers[order], budget)
-    _check_budget([Stock.of(basket)], budget, when)
-    rule(basket.offers, basket, strategy, when, tuple(quota_classes))
-    return Selection(
-        rows=order[torch.tensor(basket.rows, dtype=torch.int64, device=order.device)],
-        seconds=torch.tensor(basket.seconds, dtype=torch.float32, device=order.device),
-        value=torch.tensor(basket.values, dtype=torch.float32, device=order.device),
-    )
+    return acquire_shards([offers], budget, strategy, when, quota_classes=quota_classes, checked=checked)
 
 
 def acquire_shards(
@@ -126,8 +109,7 @@ def acquire_shards(
         budget, strategy, when, quota_classes, checked: as for `acquire`.
 
     Raises:
-        BudgetError, DataError: as `acquire`.
-        ConfigError: also if the strategy is not `Sharded`.
+        BudgetError, ConfigError, DataError: as `acquire`.
     """
     apart = len(shards) > 1 and budget.min_gap is not None
     known = concat([labelled_of(o) for o in shards]) if apart else None
@@ -139,11 +121,6 @@ def acquire_shards(
     picks = choose(InTurn(parts), stocks, budget, strategy, when, quota_classes, device)
     first = torch.tensor([0, *map(len, shards)]).cumsum(0)
     return picks.selection((first[picks.taken.shard] + picks.taken.row).to(device))
-
-
-def in_shards(strategy: StrategyConfig, when: Round) -> bool:
-    """Can this round be chosen from a pool in parts?"""
-    return isinstance(STRATEGIES[_name(strategy, when)], Sharded)
 
 
 def shard_of(
@@ -166,12 +143,11 @@ def shard_of(
         known: with `Budget.min_gap`, the labelled rows of all parts (`shards.labelled_of`).
 
     Raises:
-        ConfigError: if a quota class does not exist, or the strategy is not `Sharded`.
-        DataError: as `acquire`.
+        ConfigError, DataError: as `acquire`.
     """
-    rule = _sharded(strategy, when)
+    rule = STRATEGIES[_name(strategy, when)]
     _check(offers, quota_classes, checked)
-    return rule.shard(offers, Aim(budget, strategy, when, tuple(quota_classes)), number, known)
+    return rule.shard(offers, Aim(budget, strategy, when, tuple(quota_classes), offers.device), number, known)
 
 
 def choose(
@@ -192,20 +168,10 @@ def choose(
         device: where rows of all shards are compared with each other.
 
     Raises:
-        BudgetError, PoolExhausted: as `acquire`.
-        ConfigError: if the strategy is not `Sharded`.
+        BudgetError, ConfigError, PoolExhausted: as `acquire`.
     """
     _check_budget(stocks, budget, when)
-    return _sharded(strategy, when).choose(shards, Aim(budget, strategy, when, tuple(quota_classes), device))
-
-
-def _sharded(strategy: StrategyConfig, when: Round) -> Sharded:
-    name = _name(strategy, when)
-    rule = STRATEGIES[name]
-    if not isinstance(rule, Sharded):
-        able = ", ".join(n for n, r in STRATEGIES.items() if isinstance(r, Sharded))
-        raise ConfigError(f"strategy.name {name} needs the whole pool in one place; in shards there are: {able}")
-    return rule
+    return STRATEGIES[_name(strategy, when)].choose(shards, Aim(budget, strategy, when, tuple(quota_classes), device))
 
 
 def _name(strategy: StrategyConfig, when: Round) -> StrategyName:

@@ -13,8 +13,6 @@ from dal_dense.config import StrategyConfig
 from dal_dense.errors import ConfigError
 from dal_dense.noise import derive_seed
 
-_CPU = torch.device("cpu")
-
 
 @dataclass(frozen=True)
 class Budget:
@@ -73,7 +71,7 @@ class Aim:
     options: StrategyConfig
     when: Round
     quota_classes: tuple[int, ...]
-    device: torch.device = _CPU
+    device: torch.device
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,6 @@ class Clusters:
     label: Int[Tensor, " N"]
     squared: Float[Tensor, " N"]
 
-    @property
-    def inertia(self) -> float:
-        """Sum of the squared distances."""
-        return float(self.squared.double().sum())
-
 
 def k_means(rows: Float[Tensor, "N E"], count: int, key: Int[Tensor, " N"], seed: int) -> Clusters:
     """Clusters of small squared distance, the same again for the same keys and seed.

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dal_dense.acquire import Budget, Round, Selection, acquire
+from dal_dense.acquire import STRATEGIES, Budget, Round, Selection, acquire
 from dal_dense.config import StrategyConfig
 from dal_dense.errors import BudgetError, DataError
 from dal_dense.jobs import View
@@ -26,7 +26,7 @@ from dal_dense.ranks import _FAILED, Ranks, _portable, _Told
 from dal_dense.records import ImageRecord
 from dal_dense.tasks.base import Hooks, Task
 from tests.conformance.test_strategies import Case, cases, random_offers
-from tests.unit.test_shortlist import QUOTA, SHARDED, few_at_once, two_plans
+from tests.unit.test_shortlist import QUOTA, few_at_once, two_plans
 
 Table = Callable[[int, object], list[object]]
 
@@ -151,7 +151,7 @@ def from_processes(size: int, found: dict[str, Offers], views: Sequence[View], t
 
 @settings(max_examples=30, deadline=None)
 @given(
-    name=st.sampled_from(SHARDED),
+    name=st.sampled_from(sorted(STRATEGIES)),
     case=cases(),
     size=st.integers(1, 4),
     count=st.integers(1, 12),

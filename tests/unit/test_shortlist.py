@@ -15,28 +15,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dal_dense import noise
-from dal_dense.acquire import STRATEGIES, Basket, Budget, Ranking, Round, Selection, acquire, acquire_shards
+from dal_dense.acquire import STRATEGIES, Basket, Budget, Ranking, Round, Selection, Whole, acquire, acquire_shards
 from dal_dense.acquire.base import Aim
 from dal_dense.acquire.fill import purchases
 from dal_dense.acquire.hybrid import Hybrid
 from dal_dense.acquire.hybrid_scales import Scales
 from dal_dense.acquire.hybrid_shard import HybridShard
 from dal_dense.acquire.matching import matching_distance
-from dal_dense.acquire.ranking import Sharded
 from dal_dense.acquire.shards import BasketShard, LocalShard
 from dal_dense.acquire.shortlist import Candidates, InTurn, Picks
 from dal_dense.acquire.survey import sample_draw, surveyed
 from dal_dense.acquire.turns import TurnShard
 from dal_dense.acquire.values import summed_score
 from dal_dense.config import StrategyConfig, StrategyName
-from dal_dense.errors import BudgetError, ConfigError, PoolExhausted
+from dal_dense.errors import BudgetError, PoolExhausted
 from dal_dense.noise import derive_seed
 from dal_dense.offers import Offers, concat
 from tests.conformance.test_strategies import Case, cases, clashes, random_offers
 
 RANKINGS = {name: rule for name, rule in STRATEGIES.items() if isinstance(rule, Ranking)}
-SHARDED = [name for name, rule in STRATEGIES.items() if isinstance(rule, Sharded)]
 QUOTA = (1, 2)
+CPU = torch.device("cpu")
 
 
 @contextmanager
@@ -253,6 +252,11 @@ def plain(
         return as_reported(offers, plain_badge(offers, budget, when))
     if name in ("clasp", "foreground_random"):
         return as_reported(offers, plain_quotas(offers, budget, when, options))
+    rule = STRATEGIES[options.name]
+    if isinstance(rule, Whole):
+        basket = Basket(offers, budget)
+        rule.strategy(offers, basket, options, when, QUOTA)
+        return as_reported(offers, basket)
     worth = RANKINGS[name].worth(offers, options, when).double()
 
     def filled(basket: Basket) -> Basket:
@@ -318,7 +322,7 @@ def same_choice(
     return wanted, got
 
 
-@pytest.mark.parametrize("name", SHARDED)
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
 @settings(max_examples=30, deadline=None)
 @given(
     case=cases(),
@@ -565,13 +569,6 @@ def test_purchases_are_those_of_the_plain_rule(case: Case, at_once: tuple[int, i
         assert purchases(Basket(offers, budget), when.seed) == max(1, len(plan.rows))
 
 
-def test_what_needs_all_rows_says_so() -> None:
-    parts = [random_offers(1, 3, 5)]
-    with pytest.raises(ConfigError, match=r"facility_location needs the whole pool in one place.*greedy.*hybrid"):
-        options = StrategyConfig(name="facility_location")
-        acquire_shards(parts, Budget(50.0), options, Round(1, 2, 0), quota_classes=QUOTA)
-
-
 @dataclass
 class Watched:
     """A shard of hybrid, alone, and what it was asked and handed over."""
@@ -603,7 +600,7 @@ def test_a_shard_of_hybrid_hands_over_few_rows_and_nothing_else() -> None:
         seconds=torch.full((len(offers),), 5.0),
         image_seconds=torch.zeros(len(offers)),
     )
-    aim = Aim(Budget(300.0, max_per_image=1), StrategyConfig(beta=100), Round(1, 2, 0), QUOTA)
+    aim = Aim(Budget(300.0, max_per_image=1), StrategyConfig(beta=100), Round(1, 2, 0), QUOTA, CPU)
     with few_at_once(16, 64):
         shard = Watched(HybridShard(offers, aim))
         assert len(Hybrid().choose(shard, aim)) > 10
@@ -619,7 +616,9 @@ def test_a_shard_of_hybrid_hands_over_few_rows_and_nothing_else() -> None:
 def test_the_sample_of_hybrid_is_that_of_all_shards_however_unequal_they_are() -> None:
     offers, when = random_offers(5, 40, 8), Round(1, 2, 3)
     parts = [offers[offers.image < 38], offers[offers.image == 38], offers[offers.image == 39]]
-    shards = [HybridShard(part, Aim(Budget(9.0), StrategyConfig(), when, QUOTA), i) for i, part in enumerate(parts)]
+    shards = [
+        HybridShard(part, Aim(Budget(9.0), StrategyConfig(), when, QUOTA, CPU), i) for i, part in enumerate(parts)
+    ]
     free = offers.key[~offers.labelled]
     with few_at_once(16, 15):
         found = surveyed(InTurn(shards), when, 60)
@@ -628,7 +627,7 @@ def test_the_sample_of_hybrid_is_that_of_all_shards_however_unequal_they_are() -
     assert found.labelled.sum() == offers.labelled.sum() > 0
 
 
-@pytest.mark.parametrize("name", SHARDED)
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
 def test_shards_without_rows(name: StrategyName) -> None:
     offers = random_offers(1, 3, 5)
     none = offers[torch.zeros(0, dtype=torch.int64)]
@@ -640,12 +639,11 @@ def test_shards_without_rows(name: StrategyName) -> None:
         acquire_shards([none, none], Budget(50.0), config, when, quota_classes=QUOTA)
 
 
-@pytest.mark.parametrize("name", SHARDED)
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
 def test_the_same_shards_choose_the_same_again(name: StrategyName) -> None:
-    aim = Aim(Budget(50.0), StrategyConfig(name=name), Round(1, 2, 0), QUOTA)
+    aim = Aim(Budget(50.0), StrategyConfig(name=name), Round(1, 2, 0), QUOTA, CPU)
     rule, offers = STRATEGIES[name], [random_offers(seed, 3, 5) for seed in range(2)]
     offers = [replace(o, extra={**o.extra, "random": (o.boundary > 0.4).float()}) for o in offers]
-    assert isinstance(rule, Sharded)
     shards = InTurn([rule.shard(part, aim, number, None) for number, part in enumerate(offers)])
     first, again = (rule.choose(shards, aim) for _ in range(2))
     assert torch.equal(first.taken.offers.key, again.taken.offers.key) and first.values == again.values
@@ -653,7 +651,7 @@ def test_the_same_shards_choose_the_same_again(name: StrategyName) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("name", SHARDED)
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
 def test_a_large_pool_on_the_gpu_gives_the_choice_of_the_cpu(name: str) -> None:
     offers = random_offers(7, 400, 12)
     budget, config, when = Budget(900.0, 2, 9), StrategyConfig(name=name), Round(2, 4, 7)
