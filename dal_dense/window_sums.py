@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dal_dense.pieces import divide, empty, in_pieces
 
-ON_CPU = 1 << 17
+ON_CPU = 1 << 18
 """Voxels a slab: the few slabs that one sum needs fit a core's cache."""
 
 ON_GPU = 1 << 24
