@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-ON_CPU = 64_000
-"""Voxels a piece: rows of a few classes fit the cache, and a call's work takes longer than the call."""
+ON_CPU = 32_000
+"""Voxels a piece: a few rows of them fit a core's cache, and torch starts no threads for so few."""
 
 ON_GPU = 1 << 22
 """Voxels a piece: enough to fill a GPU, and still small beside a volume's classes."""
@@ -40,12 +40,8 @@ def in_pieces(length: int, step: int, device: torch.device, work: Callable[[Sequ
         work(pieces)
         return
     run = -(-len(pieces) // (TURNS * threads))
-    of_torch = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(work, [pieces[a : a + run] for a in range(0, len(pieces), run)]))
-    finally:
-        torch.set_num_threads(of_torch)  # what a worker sets counts for threads that are yet to come
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, [pieces[a : a + run] for a in range(0, len(pieces), run)]))
 
 
 def in_groups(maps: Float[Tensor, "maps *grid"]) -> tuple[Float[Tensor, "few *grid"], ...]:
@@ -77,6 +73,26 @@ def divide(sums: Float32[Tensor, "*any"], by: int, out: Float32[Tensor, "*any"])
         np.divide(sums.numpy(), np.float32(by), out=out.numpy())
     else:
         torch.div(sums, torch.full((), by, dtype=sums.dtype, device=sums.device), out=out)  # by a number: times 1 / by
+
+
+def subtract(
+    one: Float32[Tensor, "*any"] | float, other: Float32[Tensor, "*any"], out: Float32[Tensor, "*any"]
+) -> None:
+    """The difference; on the CPU by NumPy, as below."""
+    if out.is_cpu:
+        np.subtract(one.numpy() if isinstance(one, Tensor) else np.float32(one), other.numpy(), out=out.numpy())
+    elif isinstance(one, Tensor):
+        torch.sub(one, other, out=out)
+    else:
+        torch.neg(other, out=out).add_(one)
+
+
+def larger(values: Float32[Tensor, "*any"], least: float, out: Float32[Tensor, "*any"]) -> None:
+    """The values, or `least` where they are below it."""
+    if out.is_cpu:
+        np.maximum(values.numpy(), np.float32(least), out=out.numpy())
+    else:
+        torch.clamp_min(values, least, out=out)
 
 
 def _on_cpu(device: torch.device) -> bool:

@@ -18,7 +18,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from dal_dense import uncertainty_cpu
-from dal_dense.pieces import ON_GPU, divide, empty, in_pieces, voxels_a_piece, zeros
+from dal_dense.pieces import ON_GPU, divide, empty, in_pieces, larger, subtract, voxels_a_piece, zeros
 
 
 def entropy(probs: Float[Tensor, "classes *grid"]) -> Float[Tensor, "*grid"]:
@@ -213,8 +213,9 @@ class _Piece:
     @cached_property
     def entropy(self) -> Float[Tensor, " voxels"]:
         """H of the mean; p may exceed 1 by rounding, where -p log p is below 0."""
-        found = entropy_plainly(self.mean) if self._scratch is None else self._scratch.entropy(self.mean)
-        return found.clamp_min_(0)
+        if self._scratch is None:
+            return entropy_plainly(self.mean).clamp_min_(0)
+        return self._scratch.entropy(self.mean)
 
     @cached_property
     def two_largest(self) -> tuple[Float[Tensor, " voxels"], Float[Tensor, " voxels"]]:
@@ -222,24 +223,36 @@ class _Piece:
         return two_largest(self.mean) if self._scratch is None else self._scratch.two_largest(self.mean)
 
 
+def _predictive_entropy(here: _Piece, out: Float[Tensor, " voxels"]) -> None:
+    larger(here.entropy, 0.0, out)
+
+
+def _expected_entropy(here: _Piece, out: Float[Tensor, " voxels"]) -> None:
+    larger(here.expected, 0.0, out)
+
+
 def _mutual_information(here: _Piece, out: Float[Tensor, " voxels"]) -> None:
     """Below 0 only by rounding."""
-    torch.sub(here.entropy, here.expected, out=out).clamp_min_(0)
+    subtract(here.entropy, here.expected, out)
+    larger(out, 0.0, out)
 
 
 def _margin(here: _Piece, out: Float[Tensor, " voxels"]) -> None:
     """1 - (p1 - p2) of the two likeliest classes: larger is less certain (Scheffer et al. 2001)."""
-    torch.sub(*here.two_largest, out=out).neg_().add_(1).clamp_(0, 1)
+    subtract(*here.two_largest, out)
+    subtract(1.0, out, out)
+    larger(out, 0.0, out)
 
 
 def _least_confidence(here: _Piece, out: Float[Tensor, " voxels"]) -> None:
     """1 - p of the likeliest class (Lewis & Gale 1994)."""
-    torch.neg(here.two_largest[0], out=out).add_(1).clamp_(0, 1)
+    subtract(1.0, here.two_largest[0], out)
+    larger(out, 0.0, out)
 
 
-MAPS: dict[str, Callable[[_Piece, Tensor], object]] = {
-    "predictive_entropy": lambda here, out: out.copy_(here.entropy),
-    "expected_entropy": lambda here, out: torch.clamp_min(here.expected, 0, out=out),
+MAPS: dict[str, Callable[[_Piece, Tensor], None]] = {
+    "predictive_entropy": _predictive_entropy,
+    "expected_entropy": _expected_entropy,
     "mutual_information": _mutual_information,
     "margin": _margin,
     "least_confidence": _least_confidence,

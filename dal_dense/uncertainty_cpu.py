@@ -20,11 +20,14 @@ from dal_dense.pieces import ON_CPU, in_pieces
 
 Floats = NDArray[np.float32]
 
-LEAST = np.full(ON_CPU, -104, np.float32)
+LONG = 2 * ON_CPU
+"""Voxels a piece where torch has no part: calls that take longer make threads take turns less often."""
+
+LEAST = np.full(LONG, -104, np.float32)
 """Stands for the logarithm of 0, and is below all others: p log p is 0 all the same. An array, since NumPy's extremes
 with one number are no vector code."""
 
-VALUES = 6 * ON_CPU
+VALUES = 12 * ON_CPU
 """Probabilities a piece, of all classes together: more would leave the cache, fewer would be too many calls."""
 
 
@@ -42,8 +45,9 @@ class Scratch:
         if probs.dtype == torch.float32:
             return probs.numpy()
         p = self.probs[:, : probs.shape[1]]
-        for row, given in zip(p, probs, strict=True):  # a class at a time, for which torch starts no threads
-            torch.from_numpy(row).copy_(given)
+        for row, given in zip(p, probs, strict=True):
+            for few in range(0, len(row), ON_CPU):  # of which torch starts no threads
+                torch.from_numpy(row[few : few + ON_CPU]).copy_(given[few : few + ON_CPU])
         return p
 
     def plogp(self, p: Floats) -> Floats:
@@ -59,8 +63,9 @@ class Scratch:
         return sums
 
     def entropy(self, probs: Float32[Tensor, "classes voxels"]) -> Float32[Tensor, " voxels"]:
-        """H(p), good until the next piece."""
-        return torch.from_numpy(self.plogp(probs.numpy())).neg_()
+        """H(p), good until the next piece; p may exceed 1 by rounding, where -p log p is below 0."""
+        sums = self.plogp(probs.numpy())
+        return torch.from_numpy(np.maximum(np.negative(sums, out=sums), np.float32(0), out=sums))
 
     def two_largest(
         self, probs: Float32[Tensor, "classes voxels"]
@@ -79,7 +84,7 @@ class Scratch:
 
 def step(classes: int) -> int:
     """Voxels a piece."""
-    return min(ON_CPU, max(1, VALUES // classes))
+    return min(LONG, max(1, VALUES // classes))
 
 
 def accumulate(

@@ -19,7 +19,7 @@ from dal_dense.offers import Offers
 
 @runtime_checkable
 class Sharded(Protocol):
-    """A strategy that can be run on pools larger than memory, and in shards."""
+    """A strategy: what each part of a pool hands over, and the choice from all parts."""
 
     def shard(self, offers: Offers, aim: Aim, number: int, known: Offers | None) -> BasketShard:
         """One part of a pool, as `acquire.shard_of` describes it."""

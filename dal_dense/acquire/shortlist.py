@@ -56,7 +56,9 @@ class Rows:
 
     @classmethod
     def of(cls, parts: Sequence[Rows]) -> Rows:
-        """All rows of all parts, in order."""
+        """All rows of all parts, in order; one part is not copied."""
+        if len(parts) == 1:
+            return parts[0]
         return cls(
             concat([p.offers for p in parts]),
             torch.cat([p.shard for p in parts]),

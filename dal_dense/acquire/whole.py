@@ -22,7 +22,7 @@ Rows come sorted by key, so "the first of equals" is the same in any order of th
 """
 
 EVERY = ("score", "class_score", "shares", "boundary", "objects", "area", "embedding", "extra")
-"""Columns that a basket does not read; there are also the `parts`, which stay where they are."""
+"""Columns beside those of `shards.bare`. The `parts` stay where they are."""
 
 
 @dataclass(frozen=True)
