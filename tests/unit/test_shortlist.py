@@ -323,7 +323,7 @@ def same_choice(
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     case=cases(),
     shards=st.integers(1, 4),
