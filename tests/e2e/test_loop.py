@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from dal_dense.acquire import acquire, shard_of
+from dal_dense.acquire import shard_of
 from dal_dense.config import StrategyName
 from dal_dense.ledger import Ledger
 from dal_dense.ledger_rows import Answer
@@ -180,7 +180,6 @@ def test_labelled_images_outside_the_sample_still_count_as_labelled(
         seen.append((int(offers.labelled.sum()), len(mine), len(known)))
         return choose(offers, *args, **options)
 
-    monkeypatch.setattr("dal_dense.choosing.acquire", partial(spy, acquire))
     monkeypatch.setattr("dal_dense.pool_shards.shard_of", partial(spy, shard_of))
     fine(train_al(settings(data, tmp_path / "run", strategy__name=name, query__scan_images="1")))
     asked = queries(tmp_path / "run")
