@@ -22,7 +22,9 @@ ALIKE = 2e-6
 TIE = 1e-6, 1e-5
 """Gains closer than this, as a share of the gain plus an amount, are equal."""
 NEAR = 16
-"""About one in so many rows counts as close to a pick."""
+"""At most about one in so many rows counts as close to a pick."""
+MANY = 4
+"""Where a pick serves one in so many rows, their cosines with each other are worked out once for both."""
 AHEAD = 8
 """Rows whose cosines with all are worked out at once: memory is read once for all of them."""
 MARGIN = 1e-2
@@ -46,7 +48,7 @@ class FacilityLocation:
             best = (unit[part] @ labelled.T).amax(1)
             self._bar[part] = torch.where(best > 0, best + ALIKE, 0)
         self._unit = unit
-        self._gain = self._anew()
+        self._gain = _among(unit, self._bar, torch.full_like(self._bar, torch.inf))
         self._ahead: dict[int, Tensor] = {}
 
     def next(self, allowed: Bool[Tensor, " N"]) -> tuple[int, float]:
@@ -59,15 +61,9 @@ class FacilityLocation:
     def add(self, row: int) -> None:
         """Let a row serve those that are like it."""
         alike = self._alike(row)
-        better = (alike > self._bar).nonzero()[:, 0]
-        room = (alike + ALIKE - self._bar)[better]
-        if 2 * len(better) > len(alike):
-            self._bar[better] += room
-            self._gain = self._anew()
-            return
-        with one_thread() if len(better) * len(alike) <= sized(CELLS, alike.device) else nullcontext():
-            self._serve(alike, better, room)
-        self._bar[better] += room
+        served = (alike > self._bar).nonzero()[:, 0]
+        with one_thread() if len(served) * len(alike) <= sized(CELLS, alike.device) else nullcontext():
+            self._serve(alike, served)
 
     def _alike(self, row: int) -> Float[Tensor, " N"]:
         """Cosines of all rows with a pick, and in the same pass with the rows that may be the next picks."""
@@ -77,35 +73,54 @@ class FacilityLocation:
             self._ahead = dict(zip(rows, (self._unit @ self._unit[rows].T).T.contiguous(), strict=True))
         return self._ahead.pop(row)
 
-    def _serve(self, alike: Float[Tensor, " N"], better: Int[Tensor, " b"], room: Float[Tensor, " b"]) -> None:
+    def _serve(self, alike: Float[Tensor, " N"], served: Int[Tensor, " m"]) -> None:
         """Take from the gains what a pick, as much alike to each row, adds to the rows it serves better."""
+        if not len(served):
+            return
+        low = self._bar[served]
+        top = self._bar[served] = alike[served] + ALIKE
         # By the triangle inequality only rows within angle(i, pick) + arccos(bar_i) of the pick exceed the bar of i.
         angle = alike.clamp(-1, 1).acos()
+        reach = angle[served] + low.clamp_max(1).acos() + MARGIN
         sample = angle[::NEAR]
-        limit = sample.kthvalue(len(sample) // NEAR + 1).values
-        closed = angle[better] + self._bar[better].clamp_max(1).acos() + MARGIN < limit
+        limit = torch.minimum(sample.kthvalue(len(sample) // NEAR + 1).values, reach.max())
+        close = reach <= limit
         near = (angle <= limit).nonzero()[:, 0]
-        self._gain[near] -= self._of(self._unit[near], better[closed], room[closed])
-        self._gain -= self._of(self._unit, better[~closed], room[~closed])
+        self._gain[near] -= _of(self._unit[near], self._unit[served[close]], low[close], top[close])
+        self._serve_far(served[~close], low[~close], top[~close])
 
-    def _anew(self) -> Float64[Tensor, " N"]:
-        """What each row adds now; the similarity of two rows is worked out once for both."""
-        found, unit = torch.zeros_like(self._bar, dtype=torch.float64), self._unit
-        for a in sides(len(unit), unit.device):
-            for b in sides(a.stop, unit.device):
-                alike = unit[a] @ unit[b].T
-                found[a] += (alike - self._bar[b]).clamp_min_(0).sum(1)
-                if a != b:
-                    found[b] += alike.sub_(self._bar[a, None]).clamp_min_(0).sum(0)
-        return found
+    def _serve_far(self, served: Int[Tensor, " m"], low: Float[Tensor, " m"], top: Float[Tensor, " m"]) -> None:
+        """The same for rows that any row may serve."""
+        theirs = self._unit[served]
+        if MANY * len(served) < len(self._unit):
+            self._gain -= _of(self._unit, theirs, low, top)
+            return
+        self._gain[served] -= _among(theirs, low, top)
+        others = torch.ones_like(self._gain, dtype=torch.bool).index_fill_(0, served, False).nonzero()[:, 0]
+        for part in sides(len(others), served.device):
+            self._gain[others[part]] -= _of(self._unit[others[part]], theirs, low, top)
 
-    def _of(
-        self, unit: Float[Tensor, "n E"], served: Int[Tensor, " m"], room: Float[Tensor, " m"]
-    ) -> Float64[Tensor, " n"]:
-        """What rows add by serving others better, each by so much at most."""
-        found = torch.zeros_like(unit[:, 0], dtype=torch.float64)
-        for few in sides(len(served), unit.device):
-            theirs, bar = self._unit[served[few]], self._bar[served[few]]
-            for part in sides(len(unit), unit.device):
-                found[part] += (unit[part] @ theirs.T).clamp_(bar, bar + room[few]).sub_(bar).sum(1)
-        return found
+
+def _of(
+    unit: Float[Tensor, "n E"], served: Float[Tensor, "m E"], low: Float[Tensor, " m"], top: Float[Tensor, " m"]
+) -> Float64[Tensor, " n"]:
+    """What rows add by serving others better than `low`, each up to `top`."""
+    found = torch.zeros_like(unit[:, 0], dtype=torch.float64)
+    for few in sides(len(served), unit.device):
+        for part in sides(len(unit), unit.device):
+            alike = unit[part] @ served[few].T
+            found[part] += alike.clamp_(low[few], top[few]).sub_(low[few]).sum(1)
+    return found
+
+
+def _among(unit: Float[Tensor, "m E"], low: Float[Tensor, " m"], top: Float[Tensor, " m"]) -> Float64[Tensor, " m"]:
+    """The same for rows that serve each other: the similarity of two is worked out once for both."""
+    found = torch.zeros_like(low, dtype=torch.float64)
+    for a in sides(len(unit), unit.device):
+        for b in sides(a.stop, unit.device):
+            alike = unit[a] @ unit[b].T
+            found[a] += alike.clamp(low[b], top[b]).sub_(low[b]).sum(1)
+            if a != b:
+                torch.minimum(alike, top[a, None], out=alike)  # in place, and faster than to clamp by columns
+                found[b] += alike.sub_(low[a, None]).clamp_min_(0).sum(0)
+    return found
