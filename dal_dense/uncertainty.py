@@ -184,9 +184,10 @@ class DrawSums:
         self.count, self._probs, self._entropy = 0, None, None
         last = "expected_entropy" if "expected_entropy" in wanted else "mutual_information"  # needs the sum no more
         maps = {name: expected if name == last else empty(expected.shape, expected.device) for name in wanted}
+        step = uncertainty_cpu.step(len(mean)) if mean.is_cpu else ON_GPU
 
         def work(pieces: Sequence[slice]) -> None:
-            scratch = uncertainty_cpu.Scratch(len(mean)) if mean.is_cpu else None
+            scratch = uncertainty_cpu.Scratch(step) if mean.is_cpu else None
             for piece in pieces:
                 here = _Piece(_flat(mean)[:, piece], expected.view(-1)[piece], scratch)
                 for sums in (here.mean, here.expected):
@@ -194,7 +195,6 @@ class DrawSums:
                 for name in wanted:
                     MAPS[name](here, maps[name].view(-1)[piece])
 
-        step = uncertainty_cpu.step(len(mean)) if mean.is_cpu else ON_GPU
         in_pieces(expected.numel(), step, mean.device, work)
         return mean, maps
 

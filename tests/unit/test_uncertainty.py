@@ -100,7 +100,9 @@ def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_draws_need_not_be_contiguous() -> None:
     whole = stack(5, 2, 3, (9, 8, 7)).float()
-    for draws in (whole.movedim(2, 4), whole[:, :, 2:5], whole[..., 1::2]):
+    classes_last = whole.movedim(1, 4).contiguous().movedim(4, 1)
+    assert uncertainty._flat(classes_last[0]).stride(1) == 3
+    for draws in (whole.movedim(2, 4), whole[:, :, 2:5], whole[..., 1::2], classes_last):
         assert_as_defined(draws)
 
 
@@ -131,7 +133,17 @@ def test_nan_in_a_draw_is_seen_in_the_map_and_nowhere_else(name: str) -> None:
     assert mean.isnan().nonzero().tolist() == [[2, ON_CPU + 3]]
 
 
-@pytest.mark.parametrize("some", [("mutual_information",), ("mutual_information", "expected_entropy"), ("margin",), ()])
+@pytest.mark.parametrize(
+    "some",
+    [
+        ("mutual_information",),
+        ("mutual_information", "expected_entropy"),
+        ("margin",),
+        ("margin", "predictive_entropy", "least_confidence", "mutual_information"),
+        ("predictive_entropy", "margin", "mutual_information", "least_confidence"),
+        (),
+    ],
+)
 def test_a_map_is_the_same_whatever_else_is_asked_for(some: tuple[str, ...]) -> None:
     draws = stack(7, 3, 4, (500,)).float()
     every = streamed(draws).finish(MAPS)[1]
