@@ -175,7 +175,7 @@ class DrawSums:
         Raises:
             ValueError: if a name is unknown, or no draw was added.
         """
-        wanted = tuple(names)
+        wanted = tuple(dict.fromkeys(names))
         if unknown := [name for name in wanted if name not in MAPS]:
             raise ValueError(f"no uncertainty map is called {unknown[0]!r}; there are {', '.join(MAPS)}")
         if self._probs is None or self._entropy is None:

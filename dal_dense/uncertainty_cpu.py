@@ -3,7 +3,7 @@
 The logarithms are OpenCV's, a table and a polynomial in vector code on every processor: half the time of
 NumPy's, a sixth of torch's. They are off by less than 1e-6, and p log p by less than 1e-7. Of a draw one class of
 a piece at a time is read, and all is done with it before the next. Threads must take turns between calls, so
-pieces are long, and only NumPy and OpenCV are called for them.
+pieces are long, and only NumPy and OpenCV are called for float32 draws.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from dal_dense.pieces import ON_CPU, in_pieces
 Floats = NDArray[np.float32]
 
 LONG = 4 * ON_CPU
-"""Voxels a piece of a draw, at most: four rows of them fit the cache that two cores share."""
+"""Voxels a piece of a draw, at most: the four or five rows of them that a thread needs fit the last cache."""
 
 PIECES = 16
-"""Pieces that a smaller image is cut into, so that there is work for several threads."""
+"""Pieces that an image is cut into at least, as far as they keep `ON_CPU` voxels: work for four threads."""
 
 VALUES = 24 * ON_CPU
 """Probabilities a piece of the mean, of all classes together, which several maps read."""
@@ -38,7 +38,7 @@ with one number are no vector code."""
 class Scratch:
     """What one thread needs for a piece; made once for many, since to touch new memory takes as long as the work."""
 
-    def __init__(self, voxels: int) -> None:
+    def __init__(self, voxels: int) -> None:  # LONG at most
         self._rows = np.empty((5, voxels), np.float32)  # the first three are results
         self._zeros = False  # seen: their logarithm is not finite. The sums do not depend on it
 

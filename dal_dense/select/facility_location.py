@@ -24,7 +24,7 @@ TIE = 1e-6, 1e-5
 NEAR = 16
 """At most about one in so many rows counts as close to a pick."""
 MANY = 4
-"""Where a pick serves one in so many rows, their cosines with each other are worked out once for both."""
+"""Where one in so many rows or more is served from afar, their cosines with each other are worked out once for both."""
 AHEAD = 8
 """Rows whose cosines with all are worked out at once: memory is read once for all of them."""
 MARGIN = 1e-2
@@ -90,7 +90,7 @@ class FacilityLocation:
         self._serve_far(served[~close], low[~close], top[~close])
 
     def _serve_far(self, served: Int[Tensor, " m"], low: Float[Tensor, " m"], top: Float[Tensor, " m"]) -> None:
-        """The same for rows that any row may serve."""
+        """The same for served rows that rows far from the pick may serve too."""
         theirs = self._unit[served]
         if MANY * len(served) < len(self._unit):
             self._gain -= _of(self._unit, theirs, low, top)
@@ -109,7 +109,7 @@ def _of(
     for few in sides(len(served), unit.device):
         for part in sides(len(unit), unit.device):
             alike = unit[part] @ served[few].T
-            found[part] += alike.clamp_(low[few], top[few]).sub_(low[few]).sum(1)
+            found[part] += alike.clamp_(low[few], top[few]).sub_(low[few]).sum(1, dtype=found.dtype)
     return found
 
 
@@ -119,8 +119,8 @@ def _among(unit: Float[Tensor, "m E"], low: Float[Tensor, " m"], top: Float[Tens
     for a in sides(len(unit), unit.device):
         for b in sides(a.stop, unit.device):
             alike = unit[a] @ unit[b].T
-            found[a] += alike.clamp(low[b], top[b]).sub_(low[b]).sum(1)
+            found[a] += alike.clamp(low[b], top[b]).sub_(low[b]).sum(1, dtype=found.dtype)
             if a != b:
                 torch.minimum(alike, top[a, None], out=alike)  # in place, and faster than to clamp by columns
-                found[b] += alike.sub_(low[a, None]).clamp_min_(0).sum(0)
+                found[b] += alike.sub_(low[a, None]).clamp_min_(0).sum(0, dtype=found.dtype)
     return found

@@ -202,6 +202,21 @@ def test_facility_location_looks_only_at_near_rows_for_the_well_served(monkeypat
     assert 0 < sum(looked) < 30 * 50 * len(x) / 20  # a twentieth of what all rows would cost: a cluster is a fortieth
 
 
+def test_facility_location_takes_no_copy_where_all_rows_are_alike() -> None:
+    """The first pick takes nearly all there is; its roundings must not hide what is left."""
+    gen = torch.Generator().manual_seed(0)
+    x = (0.002 * torch.randn(1000, 64, generator=gen) + 1).repeat(2, 1)  # every row twice
+    picker, allowed, alike = FacilityLocation(x, x[:0]), free(x), served(x)
+    held = torch.zeros(len(x), dtype=torch.float64)
+    for _ in range(300):
+        row, _value = picker.next(allowed)
+        if float((alike[row] - held).clamp_min(0).sum()) < 1e-6:
+            assert float((alike - held)[allowed].clamp_min(0).sum(1).max()) < 1e-4
+        picker.add(row)
+        allowed[row] = False
+        held = torch.maximum(held, alike[row])
+
+
 # --- BADGE
 
 
