@@ -271,7 +271,7 @@ print(len(boxes), rise)
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's record of peak memory")
 def test_there_is_never_a_second_tensor_of_the_size_of_a_draw() -> None:
-    """Sums, maps and box means: 64 + 8 + 8 + 12 MiB; two threads' rows and the like: some 12; a draw's copy: 64 more."""
+    """Sums, maps and box means: 64 + 8 + 8 + 12 MiB; two threads' rows and the like: some 12; a draw: 64 more."""
     boxes, rise = in_a_process_of_its_own(MEMORY).split()
     assert int(boxes) == 5
     assert 80 < float(rise) < 64 + 8 + 8 + 12 + 24
