@@ -2,10 +2,15 @@
 
 import importlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from jaxtyping import install_import_hook
+
+if TYPE_CHECKING:
+    import torch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -67,3 +72,19 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(params=["stand-in", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Iterator["torch.device"]:
+    """A device that is not the CPU: a stand-in for one everywhere, and a GPU where there is one."""
+    import torch
+
+    from tests.elsewhere import elsewhere
+
+    if request.param == "stand-in":
+        with elsewhere() as found:
+            yield found
+    elif torch.cuda.is_available():
+        yield torch.device("cuda")
+    else:
+        pytest.skip("no CUDA device")

@@ -32,7 +32,7 @@ from dal_dense.acquire.shortlist import InTurn, Picks, Shards
 from dal_dense.acquire.turns import ByTurns
 from dal_dense.acquire.typiclust import typiclust
 from dal_dense.acquire.uniform import Uniform
-from dal_dense.acquire.whole import Strategy, Whole
+from dal_dense.acquire.whole import SAMPLE, Strategy, Whole
 from dal_dense.config import StrategyConfig, StrategyName
 from dal_dense.errors import BudgetError, ConfigError, PoolExhausted
 from dal_dense.offers import Offers, check, concat
@@ -51,11 +51,11 @@ STRATEGIES: dict[StrategyName, Sharded] = {
     "power": Ranking(power),
     "clasp": ByTurns(clasp, clasp_turns),
     "coreset": Coreset(),
-    "facility_location": Whole(facility_location, ("embedding",)),
+    "facility_location": Whole(facility_location, ("embedding",), SAMPLE),
     "badge": Badge(),
-    "kmeans": Whole(kmeans, ("embedding",)),
-    "typiclust": Whole(typiclust, ("embedding",)),
-    "probcover": Whole(probcover, ("class_score", "shares", "embedding")),  # it counts the classes
+    "kmeans": Whole(kmeans, ("embedding",), SAMPLE),
+    "typiclust": Whole(typiclust, ("embedding",), SAMPLE),
+    "probcover": Whole(probcover, ("class_score", "shares", "embedding"), SAMPLE),  # it counts the classes
     "hybrid": Hybrid(),
     "box_count": Ranking(box_count),
     "ppal": Ppal(),

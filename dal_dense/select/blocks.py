@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
+import cv2
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 CELLS = {"cpu": 1 << 20, "gpu": 1 << 22}
 """Numbers in a block of rows."""
 SIDE = {"cpu": 640, "gpu": 1 << 11}
 """Rows, and columns, of a block of N x N; on a CPU no power of two, whose rows share lines of the cache."""
+STRIP = {"cpu": 320, "gpu": 1 << 11}
+"""Rows of such a block where each thread has one of its own."""
+TURNS = 4
+"""Runs of tasks a thread, so that none waits long for a slower one."""
 
 
 def sized(sizes: Mapping[str, int], device: torch.device) -> int:
@@ -30,6 +41,11 @@ def sides(count: int, device: torch.device) -> Iterator[slice]:
     return _slices(count, sized(SIDE, device))
 
 
+def strips(count: int, device: torch.device) -> Iterator[slice]:
+    """Slices of `count` rows for the first side of blocks of N x N that a `Team` works on."""
+    return _slices(count, sized(STRIP, device))
+
+
 def _slices(count: int, step: int) -> Iterator[slice]:
     for first in range(0, count, max(step, 1)):
         yield slice(first, min(first + max(step, 1), count))
@@ -44,6 +60,41 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+class Team:
+    """Threads of our own, as many as torch has, each of which computes by itself.
+
+    Those of torch meet after every operation and wait for each other actively: beside another program, several times
+    the work where operations are this short.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """`device`: where they compute; for a GPU there is one."""
+        self._threads = torch.get_num_threads() if device.type == "cpu" else 1
+        self._pool = ThreadPoolExecutor(self._threads)
+        self._least = sized(CELLS, device)
+
+    def each(self, work: Callable[[S], T], tasks: Sequence[S], cells: int) -> Iterator[T]:
+        """Results in the order of the tasks, which make blocks of so many `cells` in all; of few, by this thread."""
+        with one_thread():  # before a thread's first operation, so that it has no more either
+            if self._threads == 1 or cells <= self._least:
+                yield from map(work, tasks)
+                return
+            run = -(-len(tasks) // (TURNS * self._threads))
+            runs = [tasks[first : first + run] for first in range(0, len(tasks), run)]
+            for found in self._pool.map(lambda some: [*map(work, some)], runs):
+                yield from found
+
+
+def sums(block: Float[Tensor, "n m"], dim: int) -> Float64[Tensor, " k"]:
+    """Sums of a block along a dimension in float64; on a CPU by what does that fastest on one thread."""
+    if not block.is_cpu:
+        return block.sum(dim, dtype=torch.float64)
+    values = block.numpy()
+    if dim == 0:
+        return torch.from_numpy(np.add.reduce(values, 0, np.float64))
+    return torch.from_numpy(cv2.reduce(values, 1, cv2.REDUCE_SUM, dtype=cv2.CV_64F)[:, 0])
 
 
 def middle_of(rows: Float[Tensor, "N E"]) -> Float[Tensor, " E"]:

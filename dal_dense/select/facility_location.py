@@ -9,13 +9,11 @@ close to it. Lazy greedy (Minoux 1978) looks at more: the first picks lower ever
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from dal_dense.select.blocks import CELLS, blocks, one_thread, sides, sized
+from dal_dense.select.blocks import Team, blocks, one_thread, sides, strips, sums
 
 ALIKE = 2e-6
 """Cosines that differ by less are equal, for they are float32: a copy of a chosen row gains nothing."""
@@ -47,8 +45,8 @@ class FacilityLocation:
         for part in blocks(len(rows), max(centres.shape), rows.device) if len(centres) else ():
             best = (unit[part] @ labelled.T).amax(1)
             self._bar[part] = torch.where(best > 0, best + ALIKE, 0)
-        self._unit = unit
-        self._gain = _among(unit, self._bar, torch.full_like(self._bar, torch.inf))
+        self._unit, self._team = unit, Team(unit.device)
+        self._gain = _among(self._team, unit, self._bar, torch.full_like(self._bar, torch.inf))
         self._ahead: dict[int, Tensor] = {}
 
     def next(self, allowed: Bool[Tensor, " N"]) -> tuple[int, float]:
@@ -60,10 +58,9 @@ class FacilityLocation:
 
     def add(self, row: int) -> None:
         """Let a row serve those that are like it."""
-        alike = self._alike(row)
-        served = (alike > self._bar).nonzero()[:, 0]
-        with one_thread() if len(served) * len(alike) <= sized(CELLS, alike.device) else nullcontext():
-            self._serve(alike, served)
+        with one_thread():
+            alike = self._alike(row)
+            self._serve(alike, (alike > self._bar).nonzero()[:, 0])
 
     def _alike(self, row: int) -> Float[Tensor, " N"]:
         """Cosines of all rows with a pick, and in the same pass with the rows that may be the next picks."""
@@ -86,41 +83,60 @@ class FacilityLocation:
         limit = torch.minimum(sample.kthvalue(len(sample) // NEAR + 1).values, reach.max())
         close = reach <= limit
         near = (angle <= limit).nonzero()[:, 0]
-        self._gain[near] -= _of(self._unit[near], self._unit[served[close]], low[close], top[close])
+        self._gain[near] -= _of(self._team, self._unit[near], self._unit[served[close]], low[close], top[close])
         self._serve_far(served[~close], low[~close], top[~close])
 
     def _serve_far(self, served: Int[Tensor, " m"], low: Float[Tensor, " m"], top: Float[Tensor, " m"]) -> None:
         """The same for served rows that rows far from the pick may serve too."""
         theirs = self._unit[served]
         if MANY * len(served) < len(self._unit):
-            self._gain -= _of(self._unit, theirs, low, top)
+            self._gain -= _of(self._team, self._unit, theirs, low, top)
             return
-        self._gain[served] -= _among(theirs, low, top)
+        self._gain[served] -= _among(self._team, theirs, low, top)
         others = torch.ones_like(self._gain, dtype=torch.bool).index_fill_(0, served, False).nonzero()[:, 0]
-        for part in sides(len(others), served.device):
-            self._gain[others[part]] -= _of(self._unit[others[part]], theirs, low, top)
+        for part in blocks(len(others), theirs.shape[1], served.device):
+            self._gain[others[part]] -= _of(self._team, self._unit[others[part]], theirs, low, top)
 
 
 def _of(
-    unit: Float[Tensor, "n E"], served: Float[Tensor, "m E"], low: Float[Tensor, " m"], top: Float[Tensor, " m"]
+    team: Team,
+    unit: Float[Tensor, "n E"],
+    served: Float[Tensor, "m E"],
+    low: Float[Tensor, " m"],
+    top: Float[Tensor, " m"],
 ) -> Float64[Tensor, " n"]:
     """What rows add by serving others better than `low`, each up to `top`."""
-    found = torch.zeros_like(unit[:, 0], dtype=torch.float64)
-    for few in sides(len(served), unit.device):
-        for part in sides(len(unit), unit.device):
-            alike = unit[part] @ served[few].T
-            found[part] += alike.clamp_(low[few], top[few]).sub_(low[few]).sum(1, dtype=found.dtype)
-    return found
+
+    def work(part: slice) -> Float64[Tensor, " rows"]:
+        found = torch.zeros_like(unit[part, 0], dtype=torch.float64)
+        for few in sides(len(served), unit.device):
+            found += sums((unit[part] @ served[few].T).clamp_(low[few], top[few]), 1)
+        return found
+
+    found = [low[:0].double(), *team.each(work, [*strips(len(unit), unit.device)], len(unit) * len(served))]
+    return torch.cat(found).sub_(low.sum(dtype=torch.float64))
 
 
-def _among(unit: Float[Tensor, "m E"], low: Float[Tensor, " m"], top: Float[Tensor, " m"]) -> Float64[Tensor, " m"]:
+def _among(
+    team: Team, unit: Float[Tensor, "m E"], low: Float[Tensor, " m"], top: Float[Tensor, " m"]
+) -> Float64[Tensor, " m"]:
     """The same for rows that serve each other: the similarity of two is worked out once for both."""
-    found = torch.zeros_like(low, dtype=torch.float64)
-    for a in sides(len(unit), unit.device):
-        for b in sides(a.stop, unit.device):
+
+    def work(a: slice) -> list[tuple[slice, Float64[Tensor, " rows"]]]:
+        mine = torch.zeros_like(low[a], dtype=torch.float64)
+        found = [(a, mine)]
+        for b in [*sides(a.start, unit.device), a]:
             alike = unit[a] @ unit[b].T
-            found[a] += alike.clamp(low[b], top[b]).sub_(low[b]).sum(1, dtype=found.dtype)
+            mine += sums(alike.clamp(low[b], top[b]), 1)
             if a != b:
                 torch.minimum(alike, top[a, None], out=alike)  # in place, and faster than to clamp by columns
-                found[b] += alike.sub_(low[a, None]).clamp_min_(0).sum(0, dtype=found.dtype)
-    return found
+                torch.maximum(alike, low[a, None], out=alike)
+                found.append((b, sums(alike, 0)))
+        return found
+
+    found = torch.zeros_like(low, dtype=torch.float64)
+    longest_first = [*strips(len(unit), unit.device)][::-1]
+    for results in team.each(work, longest_first, len(unit) ** 2):
+        for part, result in results:
+            found[part] += result
+    return found.sub_(low.sum(dtype=found.dtype))

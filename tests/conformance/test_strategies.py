@@ -347,10 +347,8 @@ def test_no_quota_classes(name: str) -> None:
     assert len(acquire(offers, Budget(50.0), StrategyConfig(name=name), Round(1, 2, 0), quota_classes=()))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_the_gpu_chooses_the_same(name: str) -> None:
+def test_a_device_chooses_the_same(name: str, device: torch.device) -> None:
     offers = random_offers(7, 6, 12)
     here = choose(name, offers, Budget(90.0), Round(2, 4, 7))
-    there = choose(name, offers.to("cuda"), Budget(90.0), Round(2, 4, 7))
+    there = choose(name, offers.to(device), Budget(90.0), Round(2, 4, 7))
     assert there.rows.is_cuda and here.rows.tolist() == there.rows.tolist()

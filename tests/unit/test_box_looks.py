@@ -19,7 +19,7 @@ from dal_dense.config import StrategyConfig
 from dal_dense.detections import FramePrediction
 from dal_dense.errors import ConfigError
 from dal_dense.offers import KINDS
-from dal_dense.regions import Box, Regions
+from dal_dense.regions import Box, Regions, joined, slices
 
 SIZE = (8, 12)
 
@@ -80,11 +80,9 @@ def test_the_best_look_is_the_best_of_all_that_may_be(seed: int, boxes: int, kno
     found = list(look_windows(pred, [SIZE], stride, 3, taken).boxes())
     field = map_of(pred, covered=False)
     rows, columns = ({*range(0, n - s + 1, stride), n - s} for n, s in zip(SHAPE, SIZE, strict=True))
-    best = 0.0
-    for box in (((r, c), (r + SIZE[0], c + SIZE[1])) for r in rows for c in columns):
-        sum_of = float(field[box[0][0] : box[1][0], box[0][1] : box[1][1]].sum())
-        if not touches(box, taken) and not touches(box, cores(pred)):
-            best = max(best, sum_of)
+    windows = Regions.of([((r, c), (r + SIZE[0], c + SIZE[1])) for r in rows for c in columns], 2)
+    free = windows[~windows.overlaps(joined(taken, cores(pred))).any(1)]
+    best = max((float(field[slices(box)].sum()) for box in free.boxes()), default=0.0)
     assert bool(found) == (best > 0)
     for box in found:
         assert not touches(box, taken) and not holds_a_centre(pred, box) and (inside(pred, box) <= 0.25 + 1e-6).all()

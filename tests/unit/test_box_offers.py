@@ -18,7 +18,7 @@ from dal_dense.errors import DataError
 from dal_dense.noise import region_keys
 from dal_dense.offers import KINDS, concat
 from dal_dense.records import Header
-from dal_dense.regions import Box, Regions, slices
+from dal_dense.regions import Regions, slices
 
 
 def centres_in(pred: FramePrediction, box: tuple[tuple[int, ...], tuple[int, ...]]) -> list[int]:
@@ -28,6 +28,19 @@ def centres_in(pred: FramePrediction, box: tuple[tuple[int, ...], tuple[int, ...
         if box[0][0] <= row < box[1][0] and box[0][1] <= column < box[1][1]:
             inside.append(n)
     return inside
+
+
+def centred(pred: FramePrediction, windows: Regions) -> torch.Tensor:
+    """1 where a box is centred in a window, a row each; as `centres_in`."""
+    middle = (pred.found.corners[:, :2].double() + pred.found.corners[:, 2:].double()) / 2
+    return ((middle >= windows.start[:, None]) & (middle < windows.stop[:, None])).all(-1).double()
+
+
+def every_window(stride: int) -> Regions:
+    """All places of a window of 8 x 12."""
+    rows = {*range(0, SHAPE[0] - 8 + 1, stride), SHAPE[0] - 8}
+    columns = {*range(0, SHAPE[1] - 12 + 1, stride), SHAPE[1] - 12}
+    return Regions.of([((r, c), (r + 8, c + 12)) for r in rows for c in columns], 2)
 
 
 # --- windows
@@ -44,7 +57,7 @@ def test_a_windows_figures_are_those_of_the_boxes_centred_in_it(seed: int, boxes
         rows = centres_in(pred, box)
         of = [float(values[r]) for r in rows]
         whole = {
-            "sum": sum(of) + hum(pred, box, values),
+            "sum": sum(of) + float(hum(pred, made.regions[n : n + 1], values)),
             "mean": sum(of) / max(len(of), 1),
             "max": max(of, default=0.0),
         }[combine]
@@ -64,12 +77,12 @@ def test_a_windows_figures_are_those_of_the_boxes_centred_in_it(seed: int, boxes
         assert torch.equal(of_row.weight, pred.found.scores[rows])
 
 
-def hum(pred: FramePrediction, box: Box, values: torch.Tensor) -> float:
-    """What the dense map adds to a window: a twentieth of a box where it is highest."""
+def hum(pred: FramePrediction, windows: Regions, values: torch.Tensor) -> torch.Tensor:
+    """What the dense map adds to each window: a twentieth of a box where it is highest."""
     full = pred.dense.repeat_interleave(SHAPE[0] // pred.dense.shape[0], 0)
     full = full.repeat_interleave(SHAPE[1] // pred.dense.shape[1], 1)
     typical = values.mean() if len(values) else 1.0
-    return float(0.05 * typical * full[slices(box)].mean() / full.max())
+    return 0.05 * typical * torch.stack([full[slices(box)].mean() for box in windows.boxes()]) / full.max()
 
 
 @given(st.integers(0, 10**6), st.sampled_from([1, 3]), st.booleans())
@@ -79,26 +92,22 @@ def test_the_best_window_is_the_best_of_all(seed: int, stride: int, taken: bool)
     blocked = Regions.of([((4, 8), (12, 20))] if taken else [], 2)
     values = box_scores("predictive_entropy", pred.found, pred.difficulty)
     made = offers(pred, spec(stride=stride), blocked=blocked)
-    best = 0.0
-    rows = {*range(0, SHAPE[0] - 8 + 1, stride), SHAPE[0] - 8}
-    columns = {*range(0, SHAPE[1] - 12 + 1, stride), SHAPE[1] - 12}
-    for box in (((r, c), (r + 8, c + 12)) for r in rows for c in columns):
-        if not bool(Regions.of([box], 2).overlaps(blocked).any()):
-            best = max(best, float(values[centres_in(pred, box)].sum()) + hum(pred, box, values))
+    windows = every_window(stride)
+    free = windows[~windows.overlaps(blocked).any(1)]
+    best = float((centred(pred, free) @ values.double() + hum(pred, free, values)).max())
     found = float((made.score * made.extent).max())
     assert found >= best - 1e-4
     sought = made[made.extra["random"] == 0]  # those that were drawn blindly may lie between the steps
     assert not len(sought) or float((sought.score * sought.extent).max()) <= best + 1e-5
 
 
-def combined(pred: FramePrediction, box: Box, combine: str, share: torch.Tensor) -> float:
-    """Worth of a window, of which the boxes' values have this share (1: in all; of a class: its part)."""
-    values = box_scores("predictive_entropy", pred.found, pred.difficulty)
-    rows = centres_in(pred, box)
-    if not rows:
-        return 0.0
-    whole = float(values[rows].mean() if combine == "mean" else values[rows].max())
-    return whole * float((values * share)[rows].sum() / values[rows].sum())
+def combined(pred: FramePrediction, windows: Regions, combine: str, share: torch.Tensor) -> torch.Tensor:
+    """Worth of each window, of which the boxes' values have this share (1: in all; of a class: its part)."""
+    values = box_scores("predictive_entropy", pred.found, pred.difficulty).double()
+    inside = centred(pred, windows)
+    summed, count = inside @ values, inside.sum(1)
+    whole = summed / count if combine == "mean" else (inside * values).amax(1)
+    return torch.where(count > 0, whole * (inside @ (values * share)) / summed, 0.0)
 
 
 @given(st.integers(0, 10**6), st.sampled_from(["mean", "max"]), st.sampled_from([1, 3]), st.booleans())
@@ -108,19 +117,17 @@ def test_windows_are_sought_by_the_combination_asked_for(seed: int, combine: str
     pred = prediction(seed, 10)
     blocked = Regions.of([((4, 8), (12, 20))] if taken else [], 2)
     made = offers(pred, spec(combine=combine, stride=stride, per_image=2), blocked=blocked)
-    picks = list(made.regions.boxes())
     parts = [torch.ones(10), *(pred.found.probs[:, 1:] / pred.found.probs[:, 1:].sum(1, keepdim=True)).T]
-    rows = {*range(0, SHAPE[0] - 8 + 1, stride), SHAPE[0] - 8}
-    columns = {*range(0, SHAPE[1] - 12 + 1, stride), SHAPE[1] - 12}
-    windows = Regions.of([((r, c), (r + 8, c + 12)) for r in rows for c in columns], 2)
+    windows = every_window(stride)
     free = windows[~windows.overlaps(blocked).any(1)]
-    for pick in picks[:2]:
-        best = max(combined(pred, box, combine, parts[0]) for box in free.boxes())
+    for n in range(min(2, len(made))):
+        pick = made.regions[n : n + 1]
+        best = combined(pred, free, combine, parts[0]).max()
         assert combined(pred, pick, combine, parts[0]) >= best - 1e-4
-        free = free[~free.overlaps(Regions.of([pick], 2)).any(1)]
+        free = free[~free.overlaps(pick).any(1)]
     free = windows[~windows.overlaps(blocked).any(1)]
     for c in (1, 2):
-        best = max(combined(pred, box, combine, parts[c]) for box in free.boxes())
+        best = float(combined(pred, free, combine, parts[c]).max())
         assert float((made.class_score[:, c] * made.extent).max()) >= best - 1e-4
 
 

@@ -28,9 +28,9 @@ SHAPES = {2: (40, 52), 3: (20, 18, 14)}
 def adapter(name: str, ndim: int, iterations: int) -> MonaiSegmentation:
     return MonaiSegmentation(
         task=TaskConfig(
-            network=NetworkConfig(name=name, channels=(8, 16, 32)),  # type: ignore[arg-type]
+            network=NetworkConfig(name=name, channels=(8, 16, 32) if ndim == 2 else (4, 8, 16)),  # type: ignore[arg-type]
             intensity=IntensityConfig(kind="rgb" if ndim == 2 else "zscore"),
-            train=TrainConfig(iterations=iterations, batch=2, patch=(16, 16, 8)[:ndim], lr=1e-2),
+            train=TrainConfig(iterations=iterations, batch=2, patch=(16, 16, 8)[:ndim], lr=1e-2 * (ndim - 1)),
         ),
         uncertainty=UncertaintyConfig(draws="mc_dropout", count=2),
         query=QueryConfig(sizes=((8, 6, 4)[:ndim],)),
@@ -88,5 +88,7 @@ def test_networks_learn_and_predict_in_bfloat16(name: str, ndim: int, tmp_path: 
     assert torch.allclose(half["mean"].sum(0), torch.ones(SHAPES[ndim]), atol=1e-5)
     assert not torch.equal(half["mean"], full["mean"])
     assert all((half[k] - full[k]).abs().mean() < 0.02 * full[k].abs().max() for k in half)
-    right = (half["mean"].argmax(0) == torch.as_tensor(expected)).float().mean()
-    assert right > 0.9, float(right)
+    right = (half["mean"].argmax(0) == torch.as_tensor(expected)).float()
+    assert right.mean() > 0.9, float(right.mean())
+    objects = right[torch.as_tensor(expected) > 0].mean()  # background alone is 0.93 of a volume
+    assert objects > 0.6, float(objects)

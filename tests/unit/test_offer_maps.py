@@ -269,16 +269,14 @@ def test_free_ground_off_the_tiling_is_found() -> None:
     assert sum(n > 0 for n in found) >= 15
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("pooling", ["mean", "topk"])
-def test_offers_from_maps_on_a_gpu_are_those_of_the_cpu(pooling: str) -> None:
+def test_offers_from_maps_on_a_device_are_those_of_the_cpu(pooling: str, device: torch.device) -> None:
     pred, spec = prediction(), replace(SPEC, pooling=pooling)
     assert pred.features is not None
-    maps = {name: values.cuda() for name, values in pred.maps.items()}
+    maps = {name: values.to(device) for name, values in pred.maps.items()}
     labelled, blocked = (Regions.of([((z, 0, 0), (z + 3, 4, 5))], 3) for z in (0, 6))
     here = offers(pred, spec, labelled, blocked)
-    found = offers(DensePrediction(pred.mean.cuda(), maps, pred.features.cuda()), spec, labelled, blocked)
+    found = offers(DensePrediction(pred.mean.to(device), maps, pred.features.to(device)), spec, labelled, blocked)
     assert found.device.type == "cuda" and {v.device.type for v in found.extra.values()} == {"cuda"}
     there = found.to("cpu")
     assert len(here) > 2 * SPEC.per_image and list(there.regions.boxes()) == list(here.regions.boxes())

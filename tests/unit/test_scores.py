@@ -216,16 +216,14 @@ def test_no_boxes_give_no_rows() -> None:
     assert topk_in(torch.ones(4, 4), none, 0.5).shape == (0,)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_boxes_on_a_gpu_are_those_of_the_cpu() -> None:
+def test_boxes_on_a_device_are_those_of_the_cpu(device: torch.device) -> None:
     shape, size, stride = (70, 80, 90), (13, 8, 21), (1, 2, 1)
     values, weight = grid(0, shape), grid(1, shape)
-    here, there = box_means(values, size, stride, weight), box_means(values.cuda(), size, stride, weight.cuda())
+    here, there = box_means(values, size, stride, weight), box_means(values.to(device), size, stride, weight.to(device))
     assert torch.equal(here, there.cpu())
     wall = Regions.of([((30, 30, 30), (40, 40, 40))], 3)
     one = peaks(here, size, stride, 9, wall, shape)
-    other = peaks(there, size, stride, 9, wall.to("cuda"), shape)
+    other = peaks(there, size, stride, 9, wall.to(device), shape)
     assert list(one[0].boxes()) == list(other[0].boxes()) and other[0].start.is_cuda
-    both = means_in(values[None], one[0], weight), means_in(values[None].cuda(), other[0], weight.cuda())
+    both = means_in(values[None], one[0], weight), means_in(values[None].to(device), other[0], weight.to(device))
     torch.testing.assert_close(both[0], both[1].cpu())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 from fractions import Fraction
 
 import pytest
@@ -177,6 +178,7 @@ def test_facility_location_by_parts_is_the_same(seed: int) -> None:
     whole = pick(FacilityLocation(x, x[:5]), free(x, 5), 20).tolist()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sizes.SIDE, "cpu", 7)
+        patch.setitem(sizes.STRIP, "cpu", 5)
         patch.setitem(sizes.CELLS, "cpu", 50)
         assert pick(FacilityLocation(x, x[:5]), free(x, 5), 20).tolist() == whole
 
@@ -188,9 +190,9 @@ def test_facility_location_looks_only_at_near_rows_for_the_well_served(monkeypat
     looked: list[int] = []
     of = facility_location._of
 
-    def counted(rows: Tensor, few: Tensor, low: Tensor, top: Tensor) -> Tensor:
+    def counted(team: sizes.Team, rows: Tensor, few: Tensor, low: Tensor, top: Tensor) -> Tensor:
         looked.append(len(rows) * len(few))
-        return of(rows, few, low, top)
+        return of(team, rows, few, low, top)
 
     monkeypatch.setattr(facility_location, "_of", counted)
     rows = pick(picker, free(x), 30)
@@ -200,6 +202,24 @@ def test_facility_location_looks_only_at_near_rows_for_the_well_served(monkeypat
         assert float(gain[row]) >= float(gain.max()) - 1e-4
         held = torch.maximum(held, alike[row])
     assert 0 < sum(looked) < 30 * 50 * len(x) / 20  # a twentieth of what all rows would cost: a cluster is a fortieth
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_facility_location_is_the_same_on_any_number_of_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for some, size in ((sizes.CELLS, 1000), (sizes.SIDE, 64), (sizes.STRIP, 32)):
+        monkeypatch.setitem(some, "cpu", size)
+    x, _ = blobs([300, 250, 200, 180], spread=1.0)
+    one = FacilityLocation(x, x[:0])
+    rows = pick(one, free(x), 40)
+    before = threading.active_count()
+    torch.set_num_threads(threads)
+    try:
+        many = FacilityLocation(x, x[:0])
+        assert before < threading.active_count() <= before + threads
+        assert pick(many, free(x), 40).tolist() == rows.tolist() and torch.equal(many._gain, one._gain)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_facility_location_takes_no_copy_where_all_rows_are_alike() -> None:
@@ -623,16 +643,15 @@ def test_neither_order_nor_blocks_matter(name: str, seed: int, monkeypatch: pyte
         mixed = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
         assert rows.tolist() == mixed[pick(made(name, x[mixed], key[mixed]), free(x), 12)].tolist()
     monkeypatch.setitem(sizes.SIDE, "cpu", 7)
+    monkeypatch.setitem(sizes.STRIP, "cpu", 5)
     monkeypatch.setitem(sizes.CELLS, "cpu", 60)
     assert pick(made(name, x, key), free(x), 12).tolist() == rows.tolist()
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", NAMES)
-def test_the_gpu_picks_the_same(name: str) -> None:
+def test_a_device_picks_the_same(name: str, device: torch.device) -> None:
     x, _ = blobs([300, 250, 200, 180], spread=1.0)
     key = torch.arange(len(x))
     here = pick(made(name, x, key), free(x), 40)
-    there = pick(made(name, x.cuda(), key.cuda()), free(x).cuda(), 40)
+    there = pick(made(name, x.to(device), key.to(device)), free(x).to(device), 40)
     assert there.is_cuda and here.tolist() == there.tolist()

@@ -15,14 +15,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dal_dense import noise
-from dal_dense.acquire import STRATEGIES, Basket, Budget, Ranking, Round, Selection, Whole, acquire, acquire_shards
+from dal_dense.acquire import (
+    STRATEGIES,
+    Basket,
+    Budget,
+    Ranking,
+    Round,
+    Selection,
+    Whole,
+    acquire,
+    acquire_shards,
+    choose,
+    shard_of,
+)
 from dal_dense.acquire.base import Aim
 from dal_dense.acquire.fill import purchases
 from dal_dense.acquire.hybrid import Hybrid
 from dal_dense.acquire.hybrid_scales import Scales
 from dal_dense.acquire.hybrid_shard import HybridShard
 from dal_dense.acquire.matching import matching_distance
-from dal_dense.acquire.shards import BasketShard, LocalShard
+from dal_dense.acquire.shards import BasketShard, LocalShard, Stock
 from dal_dense.acquire.shortlist import Candidates, InTurn, Picks
 from dal_dense.acquire.survey import sample_draw, surveyed
 from dal_dense.acquire.turns import TurnShard
@@ -54,6 +66,9 @@ def few_at_once(count: int, part: int) -> Iterator[None]:
         mock.patch("dal_dense.acquire.uniform.PART", part),
         mock.patch("dal_dense.select.seeding.GROUP", {"cpu": count, "gpu": count}),
         mock.patch("dal_dense.select.seeding.BLOCK", part),
+        mock.patch.dict(
+            STRATEGIES, {n: replace(s, most=4 * part) for n, s in STRATEGIES.items() if isinstance(s, Whole)}
+        ),
     ):
         yield
 
@@ -234,6 +249,22 @@ def plain_ppal(offers: Offers, budget: Budget, most: int) -> Basket:
     return basket
 
 
+def plain_whole(
+    rule: Whole, offers: Offers, budget: Budget, when: Round, options: StrategyConfig, sample: int
+) -> tuple[list[int], list[float], list[float]]:
+    """The strategy over what is labelled and so many other rows; over four times as many if it can buy none."""
+    draw = torch.where(
+        offers.labelled, -1, noise.uniform(offers.key, derive_seed(when.seed, when.number, "hybrid"), "sample")
+    )
+    for size in (sample * 4**n for n in range(20)):
+        few = offers[draw.argsort().argsort() < size + offers.labelled.sum()]
+        basket = Basket(few, budget)
+        rule.strategy(few, basket, options, when, QUOTA)
+        if basket.rows:
+            break
+    return as_reported(few, basket)
+
+
 def plain(
     options: StrategyConfig, offers: Offers, budget: Budget, when: Round, sample: int = 1 << 20
 ) -> tuple[list[int], list[float], list[float]]:
@@ -254,9 +285,7 @@ def plain(
         return as_reported(offers, plain_quotas(offers, budget, when, options))
     rule = STRATEGIES[options.name]
     if isinstance(rule, Whole):
-        basket = Basket(offers, budget)
-        rule.strategy(offers, basket, options, when, QUOTA)
-        return as_reported(offers, basket)
+        return plain_whole(rule, offers, budget, when, options, sample)
     worth = RANKINGS[name].worth(offers, options, when).double()
 
     def filled(basket: Basket) -> Basket:
@@ -621,10 +650,21 @@ def test_the_sample_of_hybrid_is_that_of_all_shards_however_unequal_they_are() -
     ]
     free = offers.key[~offers.labelled]
     with few_at_once(16, 15):
-        found = surveyed(InTurn(shards), when, 60)
+        found = surveyed(InTurn(shards), when, 60).offers
         wanted = free[sample_draw(free, when).argsort()[:60]]
     assert torch.isin(wanted, found.key).all() and len(found) < len(offers)
     assert found.labelled.sum() == offers.labelled.sum() > 0
+
+
+@pytest.mark.parametrize("name", [name for name, rule in STRATEGIES.items() if isinstance(rule, Whole)])
+def test_where_no_row_of_the_sample_is_affordable_more_are_seen(name: StrategyName) -> None:
+    offers, when = random_offers(5, 20, 8), Round(1, 2, 3)
+    last = int(torch.where(offers.labelled, -1, sample_draw(offers.key, when)).argmax())
+    seconds = torch.where(torch.arange(len(offers)) == last, 1.0, 1000.0)
+    offers = replace(offers, seconds=seconds, image_seconds=torch.zeros_like(seconds))
+    with few_at_once(16, 2):
+        found = acquire(offers, Budget(50.0), StrategyConfig(name=name), when, quota_classes=QUOTA)
+    assert found.rows.tolist() == [last]
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
@@ -649,13 +689,23 @@ def test_the_same_shards_choose_the_same_again(name: StrategyName) -> None:
     assert torch.equal(first.taken.offers.key, again.taken.offers.key) and first.values == again.values
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
-def test_a_large_pool_on_the_gpu_gives_the_choice_of_the_cpu(name: str) -> None:
-    offers = random_offers(7, 400, 12)
-    budget, config, when = Budget(900.0, 2, 9), StrategyConfig(name=name), Round(2, 4, 7)
-    with few_at_once(64, 1000):
+def test_a_large_pool_on_a_device_gives_the_choice_of_the_cpu(name: StrategyName, device: torch.device) -> None:
+    offers = random_offers(7, 60, 12)
+    budget, config, when = Budget(150.0, 2, 9), StrategyConfig(name=name), Round(2, 4, 7)
+    with few_at_once(16, 150):
         here = acquire(offers, budget, config, when, quota_classes=QUOTA)
-        there = acquire(offers.to("cuda"), budget, config, when, quota_classes=QUOTA)
+        there = acquire(offers.to(device), budget, config, when, quota_classes=QUOTA)
     assert there.rows.is_cuda and here.rows.tolist() == there.rows.tolist()
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+def test_shards_on_the_cpu_are_compared_on_a_device(name: StrategyName, device: torch.device) -> None:
+    """As the program does where the network is on a GPU."""
+    offers = random_offers(8, 30, 12)
+    budget, config, when = Budget(80.0, 2, 9), StrategyConfig(name=name), Round(2, 4, 7)
+    here = acquire(offers, budget, config, when, quota_classes=QUOTA)
+    parts = [offers[offers.image < 12], offers[offers.image >= 12]]
+    shards = [shard_of(o, budget, config, when, quota_classes=QUOTA, number=i) for i, o in enumerate(parts)]
+    picks = choose(InTurn(shards), [Stock.of(s.basket) for s in shards], budget, config, when, QUOTA, device)
+    assert picks.taken.offers.key.tolist() == offers.key[here.rows].tolist()

@@ -362,24 +362,32 @@ def test_short_memory_does_not_switch_the_kernel_off(monkeypatch: pytest.MonkeyP
         run_once(monkeypatch, torch.OutOfMemoryError("CUDA out of memory"))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_maps_on_a_device_by_plain_torch(
+    dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uncertainty, "_kernel", lambda: None)
+    are_right(stack(2, 5, 6, (70, 80, 90)).to(dtype), device)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kernel", [True, False])
-def test_maps_on_a_gpu(dtype: torch.dtype, kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if kernel:
-        pytest.importorskip("triton")
-        assert uncertainty._kernel() is not None
-    else:
-        monkeypatch.setattr(uncertainty, "_kernel", lambda: None)
-    draws = stack(2, 5, 6, (70, 80, 90)).to(dtype)
-    mean, maps = streamed(draws.cuda()).finish(MAPS)
+def test_maps_on_a_gpu_by_the_kernel(dtype: torch.dtype) -> None:
+    pytest.importorskip("triton")
+    assert uncertainty._kernel() is not None
+    are_right(stack(2, 5, 6, (70, 80, 90)).to(dtype), torch.device("cuda"))
+
+
+def are_right(draws: torch.Tensor, device: torch.device) -> None:
+    """The maps that come of these draws on a device."""
+    mean, maps = streamed(draws.to(device)).finish(MAPS)
     expected = defined(draws)
     torch.testing.assert_close(mean.cpu().double(), draws.double().mean(0), atol=1e-6, rtol=0)
     for name, values in maps.items():
         assert values.is_cuda
         torch.testing.assert_close(values.cpu().double(), expected[name].clamp_min(0), atol=3e-6, rtol=0)
-    assert torch.equal(uncertainty.likeliest(draws[0].cuda()).cpu().long(), draws[0].argmax(0))
+    assert torch.equal(uncertainty.likeliest(draws[0].to(device)).cpu().long(), draws[0].argmax(0))
 
 
 @pytest.mark.gpu

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
 from dal_dense import noise
-from dal_dense.acquire import Basket, Selection, acquire
+from dal_dense.acquire import STRATEGIES, Basket, Selection, Whole, acquire
+from dal_dense.acquire.base import Aim
 from dal_dense.acquire.matching import matching_distance
 from dal_dense.acquire.ppal import thin, wide
+from dal_dense.acquire.shortlist import InTurn
 from dal_dense.acquire.values import log_of, scheduled_beta, summed_score
-from dal_dense.config import StrategyConfig
+from dal_dense.acquire.whole import SAMPLE
+from dal_dense.config import StrategyConfig, StrategyName
 from dal_dense.offers import Offers, Parts
 from engine_bench.case import Case, Way
 from engine_bench.hybrid import CLASSES, QUOTA, WHEN, frames
@@ -21,6 +25,8 @@ from engine_bench.scale import BUDGET, bought
 UNIFORM, CLASP, PPAL, BADGE = (StrategyConfig(name=name) for name in ("uniform", "clasp", "ppal", "badge"))
 OBJECTS = 2
 """Objects a region."""
+JUDGES = 4096
+"""Rows by which it is judged how well a choice stands for the pool."""
 
 
 def ours(rule: StrategyConfig) -> Callable[[Offers], Selection]:
@@ -138,10 +144,53 @@ def case(
     )
 
 
+def seeing(name: StrategyName, most: int) -> Callable[[Offers], Selection]:
+    """The choice where so many rows on offer are weighed by each other."""
+    rule = STRATEGIES[name]
+    assert isinstance(rule, Whole)
+    rule = replace(rule, most=most)
+
+    def run(offers: Offers) -> Selection:
+        aim = Aim(BUDGET, StrategyConfig(name=name), WHEN, QUOTA, offers.device)
+        picks = rule.choose(InTurn([rule.shard(offers, aim, 0, None)]), aim)
+        return picks.selection(picks.taken.row.to(offers.device))
+
+    return run
+
+
+def stands_for(o: Offers, chosen: Selection) -> dict[str, float]:
+    """How near the choice and what is labelled are to rows of the pool, by the mean."""
+    some = o.embedding[o.key.argsort()[:JUDGES]]
+    centres = torch.cat([o.embedding[o.labelled], o.embedding[chosen.rows]])
+    cosine = torch.nn.functional.normalize(some, dim=1) @ torch.nn.functional.normalize(centres, dim=1).T
+    apart = torch.cdist(some, centres).amin(1)
+    nearest = {"cosine of the nearest": float(cosine.amax(1).mean()), "distance of the nearest": float(apart.mean())}
+    return {**nearest, "regions": float(len(chosen)), "seconds": chosen.total}
+
+
+def of_a_sample(name: StrategyName, rows: int, most: int, *, beside_all: bool) -> Case:
+    """A strategy that weighs rows by each other, from so many rows of which it sees `most`."""
+    all_rows = {"all rows": Way(seeing(name, sys.maxsize), cuda=True)} if beside_all else {}
+    return Case(
+        name=f"{name} {rows:,}",
+        work=f"{name} from {rows:,} regions with 32 features, 4 h, of which {most:,} are weighed by each other",
+        goal="a choice that stands for the pool as well as one from all rows",
+        make=lambda device: frames(rows, 0).to(device),
+        ways={"ours": Way(seeing(name, most), cuda=True), **all_rows},
+        judge=stands_for,
+    )
+
+
 CASES: tuple[Case, ...] = (
     case(UNIFORM, every_row_uniform, 10**4),
     case(UNIFORM, every_row_uniform, 10**6),
     case(CLASP, every_row_clasp, 10**6),
     case(PPAL, every_row_ppal, 10**6, crowded),
     case(BADGE, every_row_badge, 10**6),
+    of_a_sample("kmeans", 10**6, SAMPLE, beside_all=True),
+    of_a_sample("typiclust", 10**6, SAMPLE, beside_all=True),
+    of_a_sample("probcover", 10**6, SAMPLE, beside_all=False),
+    of_a_sample("facility_location", 10**6, SAMPLE, beside_all=False),
+    of_a_sample("facility_location", SAMPLE, SAMPLE // 8, beside_all=True),
+    of_a_sample("probcover", SAMPLE, SAMPLE // 8, beside_all=True),
 )
