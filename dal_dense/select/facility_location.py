@@ -122,21 +122,19 @@ def _among(
 ) -> Float64[Tensor, " m"]:
     """The same for rows that serve each other: the similarity of two is worked out once for both."""
 
-    def work(a: slice) -> list[tuple[slice, Float64[Tensor, " rows"]]]:
-        mine = torch.zeros_like(low[a], dtype=torch.float64)
-        found = [(a, mine)]
+    def work(a: slice) -> Float64[Tensor, " rows"]:
+        found = torch.zeros_like(low[: a.stop], dtype=torch.float64)  # whole: one a block would lie between blocks
         for b in [*sides(a.start, unit.device), a]:
             alike = unit[a] @ unit[b].T
-            mine += sums(alike.clamp(low[b], top[b]), 1)
+            found[a] += sums(alike.clamp(low[b], top[b]), 1)
             if a != b:
                 torch.minimum(alike, top[a, None], out=alike)  # in place, and faster than to clamp by columns
                 torch.maximum(alike, low[a, None], out=alike)
-                found.append((b, sums(alike, 0)))
+                found[b] = sums(alike, 0)
         return found
 
     found = torch.zeros_like(low, dtype=torch.float64)
     longest_first = [*strips(len(unit), unit.device)][::-1]
-    for results in team.each(work, longest_first, len(unit) ** 2):
-        for part, result in results:
-            found[part] += result
+    for some in team.each(work, longest_first, len(unit) ** 2):
+        found[: len(some)] += some
     return found.sub_(low.sum(dtype=found.dtype))
