@@ -1,6 +1,6 @@
 """One frame's offers: exact sums, the best windows by brute force, nothing on ground that is taken."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -334,6 +334,20 @@ def test_settings_become_a_spec() -> None:
 
 
 # --- what is chosen of them
+
+
+@pytest.mark.parametrize("combine", ["sum", "mean", "max"])
+@pytest.mark.parametrize("kind", ["crop", "image", "box"])
+def test_on_a_device_they_are_those_of_the_cpu(kind: str, combine: str, device: torch.device) -> None:
+    pred = prediction(3, 12)
+    found = replace(pred.found, **{f.name: getattr(pred.found, f.name).to(device) for f in fields(pred.found)})
+    dense, features = pred.dense.to(device), pred.features.to(device)
+    far = replace(pred, found=found, dense=dense, features=features, difficulty=pred.difficulty.to(device))
+    blocked = Regions.of([((0, 0), (8, 12))] if kind != "image" else [], 2)
+    here, there = (offers(p, spec(kind=kind, combine=combine), blocked=blocked) for p in (pred, far))
+    assert there.device.type == "cuda" and torch.equal(there.key.cpu(), here.key)
+    for name in ("score", "class_score", "shares", "objects", "seconds", "embedding"):
+        torch.testing.assert_close(getattr(there, name).cpu(), getattr(here, name), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
