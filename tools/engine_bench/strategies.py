@@ -19,8 +19,8 @@ from dal_dense.acquire.whole import SAMPLE
 from dal_dense.config import StrategyConfig, StrategyName
 from dal_dense.offers import Offers, Parts
 from engine_bench.case import Case, Way
-from engine_bench.hybrid import CLASSES, QUOTA, WHEN, frames
-from engine_bench.scale import BUDGET, bought
+from engine_bench.hybrid import CLASSES, QUOTA, WHEN, chunks, frames
+from engine_bench.scale import BUDGET, bought, fixed, over_disk, stored_figures
 
 UNIFORM, CLASP, PPAL, BADGE = (StrategyConfig(name=name) for name in ("uniform", "clasp", "ppal", "badge"))
 OBJECTS = 2
@@ -193,4 +193,12 @@ CASES: tuple[Case, ...] = (
     of_a_sample("facility_location", 10**6, SAMPLE, beside_all=False),
     of_a_sample("facility_location", SAMPLE, SAMPLE // 8, beside_all=True),
     of_a_sample("probcover", SAMPLE, SAMPLE // 8, beside_all=True),
+    Case(
+        name="kmeans 10,000,000",
+        work=f"kmeans from 10,000,000 such regions, from chunks: kept in files, read back, {SAMPLE:,} clustered",
+        goal="private memory within 1 GiB",
+        make=fixed(10**7),
+        ways={"ours": Way(lambda rows: over_disk(rows, chunks, seeing("kmeans", SAMPLE)))},
+        judge=stored_figures,
+    ),
 )
