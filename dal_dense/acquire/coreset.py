@@ -40,8 +40,8 @@ class Coreset:
 
     def choose(self, shards: Shards, aim: Aim) -> Picks:
         """See `ranking.Sharded`."""
-        known = surveyed(shards, aim.when, SAMPLE).offers
-        origin = middle_of(known.embedding[sample_of(known, aim.when, SAMPLE)])
+        known = surveyed(shards, aim.when, SAMPLE)
+        origin = middle_of(sample_of(known, aim.when, SAMPLE).embedding)
 
         def best(rows: Rows) -> tuple[int, float]:
             row = int(rows.worth.argmax())

@@ -51,7 +51,7 @@ class Hybrid:
 
         Without an embedding D is 1; without quota classes U is the score alone.
         """
-        return fill(shards, aim.budget, _Rule(surveyed(shards, aim.when, SAMPLE).offers, aim.options, aim.when))
+        return fill(shards, aim.budget, _Rule(surveyed(shards, aim.when, SAMPLE), aim.options, aim.when))
 
 
 class _Rule:
@@ -60,7 +60,7 @@ class _Rule:
     def __init__(self, surveyed: Offers, options: StrategyConfig, when: Round) -> None:
         """`surveyed`: as `survey.surveyed` finds it; of class columns there are those of the quota."""
         self._options, self._when = options, when
-        labelled, sample = surveyed[surveyed.labelled], surveyed[sample_of(surveyed, when, SAMPLE)]
+        labelled, sample = surveyed[surveyed.labelled], sample_of(surveyed, when, SAMPLE)
         self._ground = labelled.shares.sum(0)
         self._labelled: Tensor | None = labelled.embedding
         self._score, self._by_class = sample.score.double().mean(), sample.class_score.double().mean(0)

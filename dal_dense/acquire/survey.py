@@ -11,11 +11,11 @@ from torch import Tensor
 from dal_dense import noise
 from dal_dense.acquire.base import Round
 from dal_dense.acquire.shards import highest
-from dal_dense.acquire.shortlist import Picks, Rows, Shards, joined
+from dal_dense.acquire.shortlist import Picks, Shards, joined
 from dal_dense.offers import Offers
 
 
-def surveyed(shards: Shards, when: Round, size: int) -> Rows:
+def surveyed(shards: Shards, when: Round, size: int) -> Offers:
     """The labelled rows, and at least those of the others that are in the sample; sorted by key.
 
     Args:
@@ -23,12 +23,12 @@ def surveyed(shards: Shards, when: Round, size: int) -> Rows:
         when: seeds the draw.
         size: of the sample.
     """
-    count = size if len(shards) == 1 else 2 * size // len(shards) + 1
+    count = 2 * size // len(shards) + 1
     while True:
         rows, floor = joined(shards(Picks(), count, None))
         ahead = -sample_draw(rows.offers.key, when) >= (-math.inf if floor is None else floor[0])
         if floor is None or int((ahead & ~rows.offers.labelled).sum()) >= size:
-            return rows
+            return rows.offers
         count *= 4
 
 
@@ -39,10 +39,10 @@ def survey_of(offers: Offers, when: Round, count: int) -> tuple[Int[Tensor, " K"
     return torch.cat([labelled.nonzero()[:, 0], drawn]), floor
 
 
-def sample_of(known: Offers, when: Round, size: int) -> Int[Tensor, " K"]:
-    """Places of the sample among surveyed rows, in their order."""
-    free = (~known.labelled).nonzero()[:, 0]
-    return free[sample_draw(known.key[free], when).argsort(stable=True)[:size]].sort().values
+def sample_of(known: Offers, when: Round, size: int) -> Offers:
+    """The sample among surveyed rows, in their order."""
+    free = known[~known.labelled]
+    return free[sample_draw(free.key, when).argsort(stable=True)[:size].sort().values]
 
 
 def sample_draw(key: Int[Tensor, " n"], when: Round) -> Float64[Tensor, " n"]:

@@ -1,4 +1,4 @@
-"""Strategies that weigh every row by all others: shards hand over rows, all or a sample, and one place chooses."""
+"""Strategies that weigh rows by each other: shards hand over all rows, or a sample, and one place chooses."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float64, Int
 from torch import Tensor
 
 from dal_dense.acquire.base import Aim, Round
 from dal_dense.acquire.basket import Basket
-from dal_dense.acquire.shards import BasketShard
-from dal_dense.acquire.shortlist import Candidates, Picks, Rows, Shards
-from dal_dense.acquire.survey import sample_of, survey_of, surveyed
+from dal_dense.acquire.shards import BasketShard, first_of, highest
+from dal_dense.acquire.shortlist import Candidates, Picks, Rows, Shards, joined
+from dal_dense.acquire.survey import sample_draw
 from dal_dense.config import StrategyConfig
 from dal_dense.offers import Offers
 
@@ -36,8 +36,8 @@ SAMPLE = 1 << 16
 class Whole:
     """A `ranking.Sharded` strategy of this kind. One place needs memory for the rows that it sees.
 
-    It sees what is labelled, and of what is on offer as many rows as it may, drawn by key. If it can buy none of
-    these, it sees four times as many.
+    It sees what is labelled, and of what is on offer as many rows as it may, drawn by key: first of the rows that may
+    be bought, then of the others.
 
     Attributes:
         strategy: spends the budget.
@@ -55,22 +55,23 @@ class Whole:
 
     def choose(self, shards: Shards, aim: Aim) -> Picks:
         """See `ranking.Sharded`."""
-        most = self.most
-        while True:
-            rows = surveyed(shards, aim.when, most)
-            sample = sample_of(rows.offers, aim.when, most)
-            labelled = rows.offers.labelled.nonzero()[:, 0]
-            if len(labelled) + len(sample) < len(rows.worth):
-                rows = rows[torch.cat([labelled, sample]).sort().values]
-            picks = self._chosen(rows, aim)
-            if len(picks) or len(sample) < most:
-                return picks
-            most *= 4
-
-    def _chosen(self, rows: Rows, aim: Aim) -> Picks:
+        rows = self._seen(shards)
         basket = Basket(rows.offers.to(aim.device), aim.budget)
         self.strategy(basket.offers, basket, aim.options, aim.when, aim.quota_classes)
         return Picks().and_those_of(basket, rows)
+
+    def _seen(self, shards: Shards) -> Rows:
+        """What is labelled and the sample, sorted by key."""
+        count = self.most if len(shards) == 1 else self.most // len(shards) * 5 // 4 + 64
+        while True:
+            rows, floor = joined(shards(Picks(), count, None))
+            seen = self.most + int(rows.offers.labelled.sum())
+            if floor is None or int((rows.worth >= floor[0]).sum()) >= seen:
+                break
+            count *= 2
+        if len(rows.worth) <= seen:
+            return rows
+        return rows[first_of(rows.worth, rows.offers.key, seen).sort().values]
 
 
 class WholeShard(BasketShard):
@@ -84,16 +85,23 @@ class WholeShard(BasketShard):
         self._columns, self._when = columns, aim.when
 
     def __call__(self, picks: Picks, count: int, ask: Any) -> Candidates:
-        """Rows as `survey.survey_of` finds them, whatever is asked."""
-        rows, floor = survey_of(self.offers, self._when, count)
-        columns = {name: self._column(name, None if floor is None else rows) for name in self._columns}
+        """Its labelled rows, and the first `count` others by their place in the draw, whatever is asked."""
+        labelled = self.offers.labelled
+        rows, floor = highest(self.offers.key, count, lambda here: (self._place(here), ~labelled[here]))
+        columns = {name: getattr(self.offers, name) for name in self._columns}
         if floor is None:
-            rows = torch.arange(len(self.offers), device=self.offers.device)
-        return self.handed(rows, torch.zeros(len(rows), dtype=torch.float64), floor, **columns)
+            rows = torch.arange(len(labelled), device=labelled.device)  # all, so that no column is copied
+        else:
+            rows = torch.cat([labelled.nonzero()[:, 0], rows])
+            columns = {name: _of(column, rows) for name, column in columns.items()}
+        return self.handed(rows, torch.where(labelled[rows], torch.inf, self._place(rows)), floor, **columns)
 
-    def _column(self, name: str, rows: Int[Tensor, " K"] | None) -> Any:
-        """Of these rows; None: the column itself, which is not copied."""
-        column = getattr(self.offers, name)
-        if rows is None:
-            return column
-        return {key: some[rows] for key, some in column.items()} if isinstance(column, dict) else column[rows]
+    def _place(self, rows: Tensor | slice) -> Float64[Tensor, " n"]:
+        """The draw: above -1 for rows that may be bought, below for others."""
+        closed = ~self._near(self.basket.price[rows])
+        return -(sample_draw(self.offers.key[rows], self._when) + closed)
+
+
+def _of(column: Any, rows: Int[Tensor, " K"]) -> Any:
+    """A column of these rows; `extra` is a mapping of some."""
+    return {name: some[rows] for name, some in column.items()} if isinstance(column, dict) else column[rows]

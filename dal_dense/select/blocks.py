@@ -77,14 +77,19 @@ class Team:
 
     def each(self, work: Callable[[S], T], tasks: Sequence[S], cells: int) -> Iterator[T]:
         """Results in the order of the tasks, which make blocks of so many `cells` in all; of few, by this thread."""
-        with one_thread():  # before a thread's first operation, so that it has no more either
+        with one_thread():
             if self._threads == 1 or cells <= self._least:
                 yield from map(work, tasks)
                 return
-            run = -(-len(tasks) // (TURNS * self._threads))
+            run = min(-(-len(tasks) // (TURNS * self._threads)), 1 + self._least * len(tasks) // cells)
             runs = [tasks[first : first + run] for first in range(0, len(tasks), run)]
-            for found in self._pool.map(lambda some: [*map(work, some)], runs):
+            for found in self._pool.map(lambda some: _on_one_core(work, some), runs):
                 yield from found
+
+
+def _on_one_core(work: Callable[[S], T], tasks: Sequence[S]) -> list[T]:
+    torch.get_num_threads()  # sets a new thread up as the one that asks is: its products would take two cores
+    return [*map(work, tasks)]
 
 
 def sums(block: Float[Tensor, "n m"], dim: int) -> Float64[Tensor, " k"]:

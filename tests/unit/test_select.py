@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
 import sys
 import threading
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
@@ -220,6 +223,21 @@ def test_facility_location_is_the_same_on_any_number_of_threads(threads: int, mo
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(1)
+
+
+def test_a_thread_of_a_team_computes_as_the_one_that_asks() -> None:
+    """A thread that torch has not set up gives a product to several cores, and a small one has other last bits then."""
+    code = (
+        "import torch; from dal_dense.select import FacilityLocation\n"
+        "x = torch.randn(1285, 64, generator=torch.Generator().manual_seed(0)); gains = []\n"
+        "for threads in (1, 2): torch.set_num_threads(threads); gains.append(FacilityLocation(x, x[:0])._gain)\n"
+        "assert torch.equal(*gains), (gains[0] - gains[1]).abs().max()"
+    )
+    env = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, cwd=Path(__file__).parents[2], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_facility_location_takes_no_copy_where_all_rows_are_alike() -> None:

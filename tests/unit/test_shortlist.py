@@ -252,16 +252,12 @@ def plain_ppal(offers: Offers, budget: Budget, most: int) -> Basket:
 def plain_whole(
     rule: Whole, offers: Offers, budget: Budget, when: Round, options: StrategyConfig, sample: int
 ) -> tuple[list[int], list[float], list[float]]:
-    """The strategy over what is labelled and so many other rows; over four times as many if it can buy none."""
-    draw = torch.where(
-        offers.labelled, -1, noise.uniform(offers.key, derive_seed(when.seed, when.number, "hybrid"), "sample")
-    )
-    for size in (sample * 4**n for n in range(20)):
-        few = offers[draw.argsort().argsort() < size + offers.labelled.sum()]
-        basket = Basket(few, budget)
-        rule.strategy(few, basket, options, when, QUOTA)
-        if basket.rows:
-            break
+    """The strategy over what is labelled and so many other rows, first of those that may be bought."""
+    draw = noise.uniform(offers.key, derive_seed(when.seed, when.number, "hybrid"), "sample")
+    draw = torch.where(offers.labelled, -1, draw + (Basket(offers, budget).price > budget.seconds))
+    few = offers[draw.argsort().argsort() < sample + offers.labelled.sum()]
+    basket = Basket(few, budget)
+    rule.strategy(few, basket, options, when, QUOTA)
     return as_reported(few, basket)
 
 
@@ -650,14 +646,14 @@ def test_the_sample_of_hybrid_is_that_of_all_shards_however_unequal_they_are() -
     ]
     free = offers.key[~offers.labelled]
     with few_at_once(16, 15):
-        found = surveyed(InTurn(shards), when, 60).offers
+        found = surveyed(InTurn(shards), when, 60)
         wanted = free[sample_draw(free, when).argsort()[:60]]
     assert torch.isin(wanted, found.key).all() and len(found) < len(offers)
     assert found.labelled.sum() == offers.labelled.sum() > 0
 
 
 @pytest.mark.parametrize("name", [name for name, rule in STRATEGIES.items() if isinstance(rule, Whole)])
-def test_where_no_row_of_the_sample_is_affordable_more_are_seen(name: StrategyName) -> None:
+def test_the_sample_is_of_rows_that_may_be_bought_where_there_are_any(name: StrategyName) -> None:
     offers, when = random_offers(5, 20, 8), Round(1, 2, 3)
     last = int(torch.where(offers.labelled, -1, sample_draw(offers.key, when)).argmax())
     seconds = torch.where(torch.arange(len(offers)) == last, 1.0, 1000.0)
@@ -665,6 +661,16 @@ def test_where_no_row_of_the_sample_is_affordable_more_are_seen(name: StrategyNa
     with few_at_once(16, 2):
         found = acquire(offers, Budget(50.0), StrategyConfig(name=name), when, quota_classes=QUOTA)
     assert found.rows.tolist() == [last]
+
+
+def test_a_sample_that_lies_in_one_of_several_shards_is_found() -> None:
+    offers, config, when = random_offers(5, 60, 12), StrategyConfig(name="kmeans"), Round(1, 2, 3)
+    parts = [offers[offers.image < 57], *(offers[offers.image == i] for i in (57, 58, 59))]
+    with few_at_once(16, 60):  # a shard is asked for a fifth more than its part of 240, and 64
+        assert len(parts[0]) > 2 * 240
+        alone = acquire(offers, Budget(90.0), config, when, quota_classes=QUOTA)
+        shared = acquire_shards(parts, Budget(90.0), config, when, quota_classes=QUOTA)
+    assert concat(parts).key[shared.rows].tolist() == offers.key[alone.rows].tolist()
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
