@@ -10,6 +10,7 @@ import difflib
 import errno
 import functools
 import itertools
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,9 @@ UNREADABLE = (yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError
 PAIRS = "pairs in braces, as in {0: background, 1: liver}"
 LISTS = {"query.sizes": "[[64, 64, 48]]"}
 """How a setting looks that is a list of lists; the others are lists of numbers."""
+
+SPINS = "1000"
+"""Turns that a thread waits before it sleeps."""
 
 
 def load_config(argv: Sequence[str], *, prog: str = "train_al.py", description: str = "") -> Config:
@@ -340,13 +344,15 @@ def _plain(message: str) -> str:
     return plain.replace("String should match pattern", "expected")
 
 
-def report_errors(main: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
-    """Turn what a user can mend into one clear message and an exit status; bugs keep their traceback.
+def command(main: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
+    """What every command does around its work.
 
-    Status 0: done; 1: something is wrong; 2: a setting is wrong; 130: stopped, and resumable.
+    What a user can mend becomes one clear message and an exit status; bugs keep their traceback. Status 0: done;
+    1: something is wrong; 2: a setting is wrong; 130: stopped, and resumable.
     """
 
     def guarded(argv: list[str]) -> int:
+        share_cores()
         try:
             return main(argv)
         except ConfigError as problem:
@@ -365,6 +371,15 @@ def report_errors(main: Callable[[list[str]], int]) -> Callable[[list[str]], int
             )
 
     return guarded
+
+
+def share_cores() -> None:
+    """Threads that wait for each other soon sleep; called before torch loads, which reads this once.
+
+    By default they keep their cores busy meanwhile, 300 times as long: beside another program, most of the work.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:  # the user has not said how they wait
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def _complain(text: str, status: int) -> int:

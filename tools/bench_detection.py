@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from dal_dense.cli import load_config, report_errors
+from dal_dense.cli import command, load_config
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +43,7 @@ REPEATS = 5
 CLASSES = (3, 20)
 
 
-@report_errors
+@command
 def main(argv: list[str]) -> int:
     """Run one part, print and write its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -25,18 +25,19 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from dal_dense.benchmark_runs import machine
-from dal_dense.cli import report_errors
+from dal_dense.cli import command
 from dal_dense.errors import ConfigError
 
 
-@report_errors
+@command
 def main(argv: list[str]) -> int:
     """Measure, print, write."""
     import torch
     from engine_bench import cases
     from engine_bench.case import Case, Measured, in_own_process
     from engine_bench.table import bandwidth, markdown
+
+    from dal_dense.benchmark_runs import machine
 
     given = parse(argv)
     every = cases()

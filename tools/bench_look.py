@@ -20,12 +20,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dal_dense.cli import load_config, report_errors
+from dal_dense.cli import command, load_config
 
 REPEATS = 3
 
 
-@report_errors
+@command
 def main(argv: list[str]) -> int:
     """Run, look, print and write the table."""
     parser = argparse.ArgumentParser(

@@ -26,7 +26,7 @@ from typing import Any
 
 from rich.console import Console
 
-from dal_dense.cli import report_errors
+from dal_dense.cli import command
 
 STEPS = ("ask", "answer", "fit", "measure", "report")
 GOAL = 5.0
@@ -120,7 +120,7 @@ def _idle() -> float:
     return time.perf_counter()
 
 
-@report_errors
+@command
 def main(argv: list[str]) -> int:
     """Run the loop, print and write the table."""
     parser = argparse.ArgumentParser(

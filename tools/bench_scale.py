@@ -25,7 +25,7 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from dal_dense.cli import report_errors
+from dal_dense.cli import command
 from dal_dense.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ LARGE = Image("volume 512 x 512 x 300, 14 classes", (512, 512, 300), (96, 96, 96
 """For GPUs only: a CPU takes several minutes for one draw."""
 
 
-@report_errors
+@command
 def main(argv: list[str]) -> int:
     """Measure, calculate, print."""
     given = parse(argv)

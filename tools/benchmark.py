@@ -19,10 +19,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dal_dense.cli import report_errors
+from dal_dense.cli import command
 
 
-@report_errors
+@command
 def main(argv: list[str]) -> int:
     """Run, collect, write."""
     given, passed_on = parse(argv)

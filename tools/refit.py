@@ -13,11 +13,11 @@ import argparse
 import statistics
 import sys
 
-from dal_dense.cli import load_config, report_errors
+from dal_dense.cli import command, load_config
 from dal_dense.console import Screen
 
 
-@report_errors
+@command
 def main(argv: list[str]) -> int:
     """Refit, measure, tell."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dal_dense.cli import report_errors
+from dal_dense.cli import command
 
 
-@report_errors
+@command
 def main(argv: list[str]) -> int:
     """One `report.html` and `results.json` a run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

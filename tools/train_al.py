@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import sys
 
-from dal_dense.cli import load_config, report_errors
+from dal_dense.cli import command, load_config
 from dal_dense.console import Screen
 
 
-@report_errors
+@command
 def main(argv: list[str]) -> int:
     """The whole loop."""
     config = load_config(argv, description=__doc__)  # every setting is checked before anything heavy loads

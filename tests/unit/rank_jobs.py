@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dal_dense.cli import report_errors
+from dal_dense.cli import command
 from dal_dense.errors import DataError, Stopped
 from dal_dense.ranks import Ranks, joined
 from dal_dense.tasks.base import Hooks
@@ -138,7 +138,7 @@ def failure(ranks: Ranks, job: Callable[..., object], *given: object) -> str:
     return "nothing went wrong"
 
 
-@report_errors
+@command
 def main(argv: list[str]) -> int:
     torch.set_num_threads(1)
     with joined("cpu") as ranks:

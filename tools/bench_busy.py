@@ -1,0 +1,110 @@
+#!/usr/bin/env python
+"""What it saves beside other programs that threads which wait for each other sleep soon.
+
+    python tools/bench_busy.py --config configs/openkbp_hn5.yaml [--beside 2] [--turns 2] [--out FILE] [--any.key value]
+
+Runs tools/train_al.py in a temporary folder, in turn as it is and with threads that wait as torch's do by default;
+first alone, then beside programs that only count. Shorten it with --budget.rounds 0 --task.train.iterations 40.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from dal_dense.cli import SPINS, command
+
+TRAIN_AL = Path(__file__).resolve().parent / "train_al.py"
+
+WAYS = {"sleep soon": SPINS, "by default": "300000"}
+"""How threads wait: turns before one sleeps. The second is libgomp's own number where none is set."""
+
+
+@command
+def main(argv: list[str]) -> int:
+    """Run, print and write the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config", type=Path, required=True, help="YAML file of settings")
+    parser.add_argument("--beside", type=int, default=2, help="programs that count meanwhile")
+    parser.add_argument("--turns", type=int, default=2, help="runs of each way")
+    parser.add_argument("--out", type=Path, default=None, help="file for the table")
+    given, rest = parser.parse_known_args(argv)
+
+    from dal_dense.benchmark_runs import machine
+
+    settings = ["--config", str(given.config), *rest]
+    lines = [
+        "| programs beside | threads that wait | seconds | CPU seconds | times the time |",
+        "|--:|---|--:|--:|--:|",
+    ]
+    for beside in (0, given.beside):
+        took: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
+        with counting(beside):
+            for _ in range(given.turns):
+                for way, spins in WAYS.items():
+                    took[way].append(run(settings, {"GOMP_SPINCOUNT": spins}))
+        first = statistics.mean(wall for wall, _ in took["sleep soon"])
+        for way, runs in took.items():
+            walls, cpus = zip(*runs, strict=True)
+            cells = [", ".join(f"{seconds:.1f}" for seconds in some) for some in (walls, cpus)]
+            lines.append(f"| {beside} | {way} | {' | '.join(cells)} | {statistics.mean(walls) / first:.2f} |")
+    facts = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "command": f"`python tools/bench_busy.py {shlex.join(argv)}`",
+        **machine(),
+    }
+    head = [f"# A run beside other programs: {given.config.stem}", "", *(f"- {k}: {v}" for k, v in facts.items()), ""]
+    text = "\n".join([*head, *lines, ""])
+    Console().print(text, highlight=False, markup=False, soft_wrap=True)
+    if given.out is not None:
+        given.out.write_text(text, encoding="utf-8")
+    return 0
+
+
+@contextmanager
+def counting(programs: int) -> Iterator[None]:
+    """Programs that keep cores busy meanwhile."""
+    running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(programs)]
+    try:
+        yield
+    finally:
+        for one in running:
+            one.kill()
+            one.wait()
+
+
+def run(settings: Sequence[str], waits: Mapping[str, str]) -> tuple[float, float]:
+    """Seconds and CPU seconds of a run from nothing.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; what it says is on the screen.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        began, before = time.perf_counter(), os.times()
+        subprocess.run(
+            [sys.executable, str(TRAIN_AL), *settings, "--run_dir", folder],
+            env={**os.environ, **waits},
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+        after = os.times()
+        cpu = after.children_user + after.children_system - before.children_user - before.children_system
+        return time.perf_counter() - began, cpu
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
