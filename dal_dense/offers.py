@@ -133,8 +133,8 @@ def check(offers: Offers) -> None:
     """Look for numbers that no strategy can reckon with.
 
     Raises:
-        DataError: if a column holds NaN, infinite or negative numbers (an embedding may hold negative ones), or an
-            embedding numbers beyond `LARGEST`.
+        DataError: if a column holds NaN, infinite or negative numbers (an embedding may hold negative ones), is not
+            float32, or an embedding holds numbers beyond `LARGEST`.
     """
     for name in ("score", "class_score", "shares", "objects", "seconds", "image_seconds", "embedding"):
         _check(name, getattr(offers, name), offers)
@@ -145,10 +145,12 @@ def check(offers: Offers) -> None:
 
 def _check(name: str, column: Tensor, offers: Offers, row_of: Int[Tensor, " M"] | None = None) -> None:
     """`row_of`: rows of the offers that the column's entries belong to; None: its own."""
+    if column.dtype is not torch.float32:
+        raise DataError(f"Offers.{name} must be float32, and is {column.dtype}; convert it with .float()")
     if not column.numel():
         return
     features = name.endswith("embedding")
-    least, most = (-LARGEST, LARGEST) if features else (0.0, torch.finfo(column.dtype).max)
+    least, most = (-LARGEST, LARGEST) if features else (0.0, torch.finfo(torch.float32).max)
     low, high = column.aminmax()  # NaN if any entry is; no column of truth values is made
     if low >= least and high <= most:
         return

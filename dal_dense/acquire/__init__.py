@@ -87,8 +87,8 @@ def acquire(
 
     Raises:
         BudgetError: if the cheapest region is dearer than the budget; `PoolExhausted` if nothing is on offer.
-        ConfigError: if a quota class does not exist, or the strategy needs what the task lacks.
-        DataError: if a column holds NaN, infinite or negative numbers.
+        ConfigError: if a quota class does not exist, the strategy needs what the task lacks, or a gap the times.
+        DataError: if a column is not float32, holds NaN, infinite or negative numbers.
     """
     return acquire_shards([offers], budget, strategy, when, quota_classes=quota_classes, checked=checked)
 
@@ -111,13 +111,15 @@ def acquire_shards(
     Raises:
         BudgetError, ConfigError, DataError: as `acquire`.
     """
-    apart = len(shards) > 1 and budget.min_gap is not None
-    known = concat([labelled_of(o) for o in shards]) if apart else None
+    for offers in shards:
+        _check_times(offers, budget)
+    shared = [labelled_of(o) for o in shards if len(o)] if len(shards) > 1 and budget.min_gap is not None else []
+    known = concat(shared) if shared else None
     parts = [
         shard_of(o, budget, strategy, when, quota_classes=quota_classes, checked=checked, number=i, known=known)
         for i, o in enumerate(shards)
     ]
-    stocks, device = [Stock.of(part.basket) for part in parts], shards[0].device
+    stocks, device = [Stock.of(part.basket) for part in parts], shards[0].device if shards else torch.device("cpu")
     picks = choose(InTurn(parts), stocks, budget, strategy, when, quota_classes, device)
     first = torch.tensor([0, *map(len, shards)]).cumsum(0)
     return picks.selection((first[picks.taken.shard] + picks.taken.row).to(device))
@@ -146,7 +148,7 @@ def shard_of(
         ConfigError, DataError: as `acquire`.
     """
     rule = STRATEGIES[_name(strategy, when)]
-    _check(offers, quota_classes, checked)
+    _check(offers, budget, quota_classes, checked)
     return rule.shard(offers, Aim(budget, strategy, when, tuple(quota_classes), offers.device), number, known)
 
 
@@ -178,13 +180,21 @@ def _name(strategy: StrategyConfig, when: Round) -> StrategyName:
     return strategy.start if when.number == 0 else strategy.name
 
 
-def _check(offers: Offers, quota_classes: Sequence[int], checked: bool) -> None:
+def _check(offers: Offers, budget: Budget, quota_classes: Sequence[int], checked: bool) -> None:
     if not checked:
         check(offers)
+    _check_times(offers, budget)
     count = offers.class_score.shape[1]
     wrong = [c for c in quota_classes if not 0 <= c < count]
     if wrong:
         raise ConfigError(f"quota classes must lie in 0..{count - 1}; got {wrong}; check the task's classes")
+
+
+def _check_times(offers: Offers, budget: Budget) -> None:
+    if budget.min_gap is not None and "time" not in offers.extra and len(offers):
+        raise ConfigError(
+            'min_gap: these rows have no times; give them as Offers.extra["time"] (NaN: nobody knows), or set no gap'
+        )
 
 
 def _check_budget(stocks: Sequence[Stock], budget: Budget, when: Round) -> None:

@@ -20,12 +20,13 @@ class Budget:
 
     Attributes:
         seconds: predicted labelling time, images' opening included; never exceeded.
-        max_per_image: most regions chosen in one image this round; None: no cap.
-        max_per_group: most regions chosen in one group (patient, drive) this round; None: no cap.
-        min_gap: least time between two images of one group that are labelled or asked; None: none.
+        max_per_image: most regions chosen in one image this round, at least 1; None: no cap.
+        max_per_group: most regions chosen in one group (patient, drive) this round, at least 1; None: no cap.
+        min_gap: least time between two images of one group that are labelled or asked; None: none. Needs
+            `Offers.extra["time"]`.
 
     Raises:
-        ConfigError: if the seconds are infinite or no number.
+        ConfigError: if the seconds are infinite or no number, or a cap allows nothing.
     """
 
     seconds: float
@@ -39,6 +40,9 @@ class Budget:
             raise ConfigError(
                 f"a budget needs a finite number of seconds, and got {self.seconds}; say how many to spend"
             )
+        for name in ("max_per_image", "max_per_group"):
+            if (cap := getattr(self, name)) is not None and cap < 1:
+                raise ConfigError(f"{name}: a budget allows 1 region or more, and got {cap}; leave it out for no cap")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Distance of every row to the nearest of some centres, in embedding space, kept up as centres are added."""
+"""Distance of every row to the nearest of some centres, in embedding space."""
 
 from __future__ import annotations
 

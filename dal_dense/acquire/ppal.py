@@ -18,7 +18,7 @@ from dal_dense.acquire.base import Aim, Budget
 from dal_dense.acquire.basket import Basket
 from dal_dense.acquire.matching import matching_distance
 from dal_dense.acquire.per_second import per_second
-from dal_dense.acquire.ranking import Ranking, worth_of
+from dal_dense.acquire.ranking import worth_of
 from dal_dense.acquire.shards import PART, LocalShard
 from dal_dense.acquire.shortlist import ByWorth, Candidates, Picks, Shards, fill, joined
 from dal_dense.errors import ConfigError
@@ -73,9 +73,7 @@ class PpalShard(LocalShard):
         """As `acquire.shard_of`."""
         if offers.parts is None or offers.parts.embedding.shape[1] == 0:
             raise ConfigError("strategy.name ppal compares detected objects, and this task offers none; use hybrid")
-        super().__init__(
-            offers, aim.budget, worth_of(Ranking(per_second), offers, aim.options, aim.when), number, known
-        )
+        super().__init__(offers, aim.budget, worth_of(per_second, offers, aim.options, aim.when), number, known)
         self._own = aim.budget
 
     def __call__(self, picks: Picks, count: int, ask: Step | bool) -> Candidates:

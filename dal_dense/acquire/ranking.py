@@ -35,32 +35,36 @@ def by_worth(shards: Shards, budget: Budget) -> Picks:
     return fill(shards, budget, ByWorth())
 
 
+Worth = Callable[[Offers, StrategyConfig, Round], Float[Tensor, " N"]]
+"""Offers, options and round to the worth of each row, which depends on that row alone."""
+
+
 @dataclass(frozen=True)
 class Ranking:
     """A `Sharded` strategy by the worth of rows.
 
     Attributes:
-        worth: offers, options and round to the worth of each row, which depends on that row alone.
+        worth: of each row.
         buy: shards and budget to picks.
     """
 
-    worth: Callable[[Offers, StrategyConfig, Round], Float[Tensor, " N"]]
+    worth: Worth
     buy: Callable[[Shards, Budget], Picks] = by_worth
 
     def shard(self, offers: Offers, aim: Aim, number: int, known: Offers | None) -> LocalShard:
         """See `Sharded`."""
-        return LocalShard(offers, aim.budget, worth_of(self, offers, aim.options, aim.when), number, known)
+        return LocalShard(offers, aim.budget, worth_of(self.worth, offers, aim.options, aim.when), number, known)
 
     def choose(self, shards: Shards, aim: Aim) -> Picks:
         """See `Sharded`."""
         return self.buy(shards, aim.budget)
 
 
-def worth_of(rule: Ranking, offers: Offers, options: StrategyConfig, when: Round) -> Float64[Tensor, " N"]:
+def worth_of(worth: Worth, offers: Offers, options: StrategyConfig, when: Round) -> Float64[Tensor, " N"]:
     """The worth of all rows, some rows at a time, so that temporary columns stay small."""
     offers = replace(offers, parts=None)
-    worth = torch.empty(len(offers), dtype=torch.float64, device=offers.device)
+    found = torch.empty(len(offers), dtype=torch.float64, device=offers.device)
     for start in range(0, len(offers), PART):
         here = slice(start, start + PART)
-        worth[here] = rule.worth(offers[here], options, when)
-    return worth
+        found[here] = worth(offers[here], options, when)
+    return found

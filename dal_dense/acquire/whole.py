@@ -11,16 +11,15 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from dal_dense.acquire.base import Aim, Round
+from dal_dense.acquire.base import Aim
 from dal_dense.acquire.basket import Basket
 from dal_dense.acquire.shards import BasketShard, first_of, highest
-from dal_dense.acquire.shortlist import Candidates, Picks, Rows, Shards, joined
+from dal_dense.acquire.shortlist import ByWorth, Candidates, Picks, Rows, Shards, fill, joined
 from dal_dense.acquire.survey import sample_draw
-from dal_dense.config import StrategyConfig
 from dal_dense.offers import Offers
 
-Strategy = Callable[[Offers, Basket, StrategyConfig, Round, Sequence[int]], None]
-"""`strategy(offers, basket, options, when, quota_classes)` calls `basket.take` until nothing is affordable.
+Strategy = Callable[[Basket, Aim], None]
+"""`strategy(basket, aim)` calls `basket.take` with rows of `basket.offers` until nothing is affordable.
 
 Rows come sorted by key, so "the first of equals" is the same in any order of the pool. They have no objects.
 """
@@ -37,7 +36,7 @@ class Whole:
     """A `ranking.Sharded` strategy of this kind. One place needs memory for the rows that it sees.
 
     It sees what is labelled, and of what is on offer as many rows as it may, drawn by key: first of the rows that may
-    be bought, then of the others.
+    be bought, then of the others. Where it saw a part only, what money is left buys others in the order of the draw.
 
     Attributes:
         strategy: spends the budget.
@@ -57,8 +56,10 @@ class Whole:
         """See `ranking.Sharded`."""
         rows = self._seen(shards)
         basket = Basket(rows.offers.to(aim.device), aim.budget)
-        self.strategy(basket.offers, basket, aim.options, aim.when, aim.quota_classes)
-        return Picks().and_those_of(basket, rows)
+        self.strategy(basket, aim)
+        picks = Picks().and_those_of(basket, rows)
+        every = int((~rows.offers.labelled).sum()) < self.most
+        return picks if every else fill(shards, aim.budget, ByWorth(), picks)
 
     def _seen(self, shards: Shards) -> Rows:
         """What is labelled and the sample, sorted by key."""
@@ -85,14 +86,24 @@ class WholeShard(BasketShard):
         self._columns, self._when = columns, aim.when
 
     def __call__(self, picks: Picks, count: int, ask: Any) -> Candidates:
-        """Its labelled rows, and the first `count` others by their place in the draw, whatever is asked."""
+        """Rows by their place in the draw, with the columns that the strategy reads.
+
+        Args:
+            picks: of all shards.
+            count: at most so many, labelled ones apart.
+            ask: None: the labelled rows and others; else those only that may be affordable after the picks.
+        """
+        self.note(picks)
         labelled = self.offers.labelled
-        rows, floor = highest(self.offers.key, count, lambda here: (self._place(here), ~labelled[here]))
+        if ask is None:
+            rows, floor = highest(self.offers.key, count, lambda here: (self._place(here), ~labelled[here]))
+            rows = torch.cat([labelled.nonzero()[:, 0], rows])
+        else:
+            rows, floor = self.best(count, lambda here, price: self._place(here))
         columns = {name: getattr(self.offers, name) for name in self._columns}
-        if floor is None:
+        if len(rows) == len(labelled):
             rows = torch.arange(len(labelled), device=labelled.device)  # all, so that no column is copied
         else:
-            rows = torch.cat([labelled.nonzero()[:, 0], rows])
             columns = {name: _of(column, rows) for name, column in columns.items()}
         return self.handed(rows, torch.where(labelled[rows], torch.inf, self._place(rows)), floor, **columns)
 

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dal_dense.acquire import Basket, Budget, Round, Selection, acquire
+from dal_dense.acquire import Basket, Budget, Round, Selection, acquire, acquire_shards
 from dal_dense.acquire.distance import nearest
 from dal_dense.acquire.values import scheduled_beta
 from dal_dense.config import StrategyConfig
-from dal_dense.errors import BudgetError, ConfigError
+from dal_dense.errors import BudgetError, ConfigError, DataError
 from dal_dense.offers import KINDS, Offers
 from dal_dense.regions import Regions
 
@@ -118,6 +118,27 @@ def test_a_budget_is_a_number(seconds: float) -> None:
     """An infinite one would buy what may not be bought, for ever."""
     with pytest.raises(ConfigError, match="needs a finite number of seconds, and got"):
         Budget(seconds)
+
+
+@pytest.mark.parametrize("caps", [{"max_per_image": 0}, {"max_per_group": -1}])
+def test_a_cap_allows_something(caps: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(caps))}: a budget allows 1 region or more, and got"):
+        Budget(9.0, **caps)
+
+
+def test_columns_of_another_type_are_refused() -> None:
+    """In half precision, distances are others without a word."""
+    offers = replace(table(3), embedding=torch.ones(3, 4, dtype=torch.float16))
+    with pytest.raises(DataError, match=r"Offers.embedding must be float32, and is torch.float16; convert it"):
+        acquire(offers, Budget(9.0), StrategyConfig(name="coreset"), FIRST, quota_classes=())
+
+
+def test_a_gap_needs_times() -> None:
+    timed = replace(table(2), extra={"time": torch.zeros(2, dtype=torch.float64)})
+    bare = replace(table(2), extra={})
+    for shards in ([bare], [timed, bare], [bare, timed]):
+        with pytest.raises(ConfigError, match="min_gap: these rows have no times"):
+            acquire_shards(shards, Budget(9.0, min_gap=1.0), StrategyConfig(), FIRST, quota_classes=())
 
 
 def test_basket_refuses_what_is_not_affordable() -> None:

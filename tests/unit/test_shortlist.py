@@ -43,6 +43,7 @@ from dal_dense.config import StrategyConfig, StrategyName
 from dal_dense.errors import BudgetError, PoolExhausted
 from dal_dense.noise import derive_seed
 from dal_dense.offers import Offers, concat
+from dal_dense.regions import Regions
 from tests.conformance.test_strategies import Case, cases, clashes, random_offers
 
 RANKINGS = {name: rule for name, rule in STRATEGIES.items() if isinstance(rule, Ranking)}
@@ -252,13 +253,17 @@ def plain_ppal(offers: Offers, budget: Budget, most: int) -> Basket:
 def plain_whole(
     rule: Whole, offers: Offers, budget: Budget, when: Round, options: StrategyConfig, sample: int
 ) -> tuple[list[int], list[float], list[float]]:
-    """The strategy over what is labelled and so many other rows, first of those that may be bought."""
+    """The strategy over what is labelled and so many other rows, first of those that may be bought; then the draw."""
     draw = noise.uniform(offers.key, derive_seed(when.seed, when.number, "hybrid"), "sample")
     draw = torch.where(offers.labelled, -1, draw + (Basket(offers, budget).price > budget.seconds))
     few = offers[draw.argsort().argsort() < sample + offers.labelled.sum()]
-    basket = Basket(few, budget)
-    rule.strategy(few, basket, options, when, QUOTA)
-    return as_reported(few, basket)
+    first, basket = Basket(few, budget), Basket(offers, budget)
+    rule.strategy(first, Aim(budget, options, when, QUOTA, CPU))
+    for row, value in zip(first.rows, first.values, strict=True):
+        basket.take(int((offers.key == few.key[row]).nonzero()), value)
+    while len(few) < len(offers) and (row := basket.best(-draw)) is not None:
+        basket.take(row, -draw[row])
+    return as_reported(offers, basket)
 
 
 def plain(
@@ -685,13 +690,47 @@ def test_shards_without_rows(name: StrategyName) -> None:
         acquire_shards([none, none], Budget(50.0), config, when, quota_classes=QUOTA)
 
 
+def test_rows_of_an_image_that_is_opened_go_with_the_row_that_opens_it() -> None:
+    offers = random_offers(1, 1, 4)
+    start = torch.tensor([[0, 0], [50, 0], [0, 0], [0, 0]])
+    numbers = {
+        "score": torch.tensor([10.0, 5.0, 0.8, 0.7]),
+        "area": torch.ones(4),
+        "seconds": torch.ones(4),
+        "image_seconds": torch.tensor([10.0, 10.0, 0.0, 0.0]),
+    }
+    image, none = torch.tensor([0, 0, 1, 2]), torch.zeros(4, dtype=torch.bool)
+    offers = replace(
+        offers, regions=Regions(start, start + 1), image=image, labelled=none, kind=offers.kind * 0, **numbers
+    )
+    with few_at_once(2, 1 << 18):
+        found = acquire(offers, Budget(12.0), StrategyConfig(name="per_second"), Round(1, 2, 3), quota_classes=QUOTA)
+    assert found.rows.tolist() == [0, 1]  # the second costs 1 s once the first has opened their image, and ranks third
+
+
+@pytest.mark.parametrize("name", [name for name, rule in STRATEGIES.items() if isinstance(rule, Whole)])
+def test_money_that_the_sample_leaves_buys_rows_outside_it(name: StrategyName) -> None:
+    """Nine of ten rows lie on each other, so that a sample holds few that may be bought together."""
+    offers, when = random_offers(5, 2, 100), Round(1, 2, 3)
+    start = torch.zeros_like(offers.regions.start)
+    start[:20, 0] = 100 * torch.arange(20)
+    one = torch.ones(len(offers))
+    offers = replace(offers, regions=Regions(start, start + 10), labelled=offers.labelled & False, kind=offers.kind * 0)
+    offers = replace(offers, image=offers.image * 0, seconds=one, image_seconds=0 * one)
+    with few_at_once(16, 4):
+        found = acquire(offers, Budget(15.0), StrategyConfig(name=name), when, quota_classes=QUOTA)
+    assert found.total == 15 == len(found)
+
+
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
 def test_the_same_shards_choose_the_same_again(name: StrategyName) -> None:
     aim = Aim(Budget(50.0), StrategyConfig(name=name), Round(1, 2, 0), QUOTA, CPU)
-    rule, offers = STRATEGIES[name], [random_offers(seed, 3, 5) for seed in range(2)]
+    offers = [random_offers(seed, 3, 5) for seed in range(2)]
     offers = [replace(o, extra={**o.extra, "random": (o.boundary > 0.4).float()}) for o in offers]
-    shards = InTurn([rule.shard(part, aim, number, None) for number, part in enumerate(offers)])
-    first, again = (rule.choose(shards, aim) for _ in range(2))
+    with few_at_once(16, 2):
+        rule = STRATEGIES[name]
+        shards = InTurn([rule.shard(part, aim, number, None) for number, part in enumerate(offers)])
+        first, again = (rule.choose(shards, aim) for _ in range(2))
     assert torch.equal(first.taken.offers.key, again.taken.offers.key) and first.values == again.values
 
 

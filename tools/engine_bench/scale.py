@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dal_dense.acquire import Basket, Budget, Ranking, Round, Selection, acquire
+from dal_dense.acquire import Basket, Budget, Round, Selection, acquire
 from dal_dense.acquire.per_second import better_of_two, per_second
 from dal_dense.acquire.ranking import worth_of
 from dal_dense.acquire.shards import LocalShard
@@ -258,7 +258,7 @@ class Simulated:
     def __call__(self, picks: Picks, count: int, per_second_: bool) -> Candidates:
         """As `acquire.shortlist.Shard` says."""
         offers = self.offers()
-        worth = worth_of(Ranking(per_second), offers, RULE, WHEN)
+        worth = worth_of(per_second, offers, RULE, WHEN)
         found = LocalShard(offers, BUDGET, worth, self.number)(picks, count, per_second_)
         self.asked, self.handed = self.asked + 1, self.handed + len(found.rows.row)
         return found
