@@ -25,6 +25,7 @@ from dal_dense.query_sizes import array_size, box_in_voxels
 from dal_dense.ranks import Ranks, device_of
 from dal_dense.report.words import count
 from dal_dense.run import Run
+from dal_dense.shapes import check_shapes
 from dal_dense.splits import Known
 from dal_dense.tasks.base import Hooks, Task
 
@@ -39,7 +40,7 @@ def open_run(config: Config, screen: Screen, ranks: Ranks) -> Iterator[Run]:
 
     Raises:
         ConfigError: if settings and data do not fit each other.
-        DataError: if the listing of the pool cannot be used.
+        DataError: if the listing of the pool cannot be used, or an image is not the one that was asked.
         LedgerError: if another process holds the run, or its settings changed.
     """
     if config.threads is not None:
@@ -50,6 +51,7 @@ def open_run(config: Config, screen: Screen, ranks: Ranks) -> Iterator[Run]:
     check_dimensions(config, pool)
     check_initial_masks(config, pool)
     check_parts(config, ranks)
+    check_shapes(config.run_dir, pool)
     channels = channels_of(config, pool)
     task = build_task(here(config, ranks), pool, channels)
     ranks.send((pool, channels))

@@ -140,13 +140,13 @@ class Gathered:
         self._held = 0
         self._store: OfferStore | None = None
 
-    def add(self, offers: Offers) -> None:
-        """Take some rows.
+    def add(self, offers: Offers, image: str = "") -> None:
+        """Take some rows; `image`: as for `offers.check`.
 
         Raises:
             DataError: if a column holds NaN, infinite or negative numbers.
         """
-        check(offers)
+        check(offers, image)
         self._parts.append(offers)
         self._held += len(offers)  # not counted anew each time: a pool comes in as many parts as it has images
         if self._held >= MANY:

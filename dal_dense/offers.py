@@ -129,21 +129,25 @@ class Offers:
         return replace(self, **moved, extra={k: v.to(device) for k, v in self.extra.items()}, parts=parts)
 
 
-def check(offers: Offers) -> None:
+def check(offers: Offers, image: str = "") -> None:
     """Look for numbers that no strategy can reckon with.
+
+    Args:
+        offers: rows.
+        image: id of the image that all of them are of, for the error; else it says the image's number.
 
     Raises:
         DataError: if a column holds NaN, infinite or negative numbers (an embedding may hold negative ones), is not
             float32, or an embedding holds numbers beyond `LARGEST`.
     """
     for name in ("score", "class_score", "shares", "objects", "seconds", "image_seconds", "embedding"):
-        _check(name, getattr(offers, name), offers)
+        _check(name, getattr(offers, name), offers, image)
     if offers.parts is not None:
         for name in ("weight", "embedding"):
-            _check(f"parts.{name}", getattr(offers.parts, name), offers, offers.parts.row)
+            _check(f"parts.{name}", getattr(offers.parts, name), offers, image, offers.parts.row)
 
 
-def _check(name: str, column: Tensor, offers: Offers, row_of: Int[Tensor, " M"] | None = None) -> None:
+def _check(name: str, column: Tensor, offers: Offers, image: str, row_of: Int[Tensor, " M"] | None = None) -> None:
     """`row_of`: rows of the offers that the column's entries belong to; None: its own."""
     if column.dtype is not torch.float32:
         raise DataError(f"Offers.{name} must be float32, and is {column.dtype}; convert it with .float()")
@@ -156,9 +160,10 @@ def _check(name: str, column: Tensor, offers: Offers, row_of: Int[Tensor, " M"] 
         return
     bad = int((~((column >= least) & (column <= most))).reshape(len(column), -1).any(1).nonzero()[0, 0])
     row, which = (bad, "") if row_of is None else (int(row_of[bad]), f"object {bad} of ")
+    of = image or f"image row {int(offers.image[row])}"
     raise DataError(
         f"Offers.{name} must be finite and {f'within {LARGEST:g} of 0' if features else '>= 0'}; {which}row {row} "
-        f"(image row {int(offers.image[row])}) holds {column[bad].tolist()}; look at that image and the task's outputs"
+        f"({of}) holds {column[bad].tolist()}; look at that image and the task's outputs"
     )
 
 

@@ -85,7 +85,8 @@ class PoolShard:
         apart = self._terms.budget.min_gap is not None
         for view in views:  # in order, so that the rows of each image lie together
             if (offers := held.pop(view.image, None)) is not None:
-                self._gathered.add(corrected(view.timed(offers) if apart else offers, self._terms.correction))
+                told = view.timed(offers) if apart else offers
+                self._gathered.add(corrected(told, self._terms.correction), view.record.id)
         return found
 
     def labelled(self) -> Offers | None:

@@ -35,6 +35,7 @@ from dal_dense.report.page import write_report
 from dal_dense.report.words import duration, figure
 from dal_dense.results import collect
 from dal_dense.run import Run, renew, try_tests, unreadable, without_bad
+from dal_dense.shapes import remember_shapes
 from dal_dense.tasks.base import FitReport, LabelledImage, Measurement, Proposal
 
 MODEL_FREE = ("random", "uniform")
@@ -82,6 +83,7 @@ def ask(run: Run, number: int) -> Query | None:
         run.screen.say(str(problem) if exhausted else "the budget is spent: what is left buys no region")
         return None
     _tell_if_short(run, query, seconds)
+    remember_shapes(run.ledger, run.pool, query)
     run.ledger.record_query(query, seconds_to_choose=time.monotonic() - began)
     return query
 

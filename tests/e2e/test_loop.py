@@ -411,6 +411,38 @@ def test_harmless_changes_are_accepted_and_recorded(train_al: TrainAl, data: Pat
         assert ledger.round == 3 and ledger.queries()[2].seconds <= 120
 
 
+@pytest.mark.parametrize("rounds", ["1", "2"])  # with a round left to ask, and with nothing left to do
+def test_other_volumes_under_the_same_ids_are_refused_and_leave_no_trace(
+    train_al: TrainAl, data: Path, tmp_path: Path, expected: list[object], rounds: str
+) -> None:
+    argv = settings(data, tmp_path / "run")
+    fine(train_al([*argv, f"--budget.rounds={rounds}"]))
+    other = write_volumes(tmp_path / "other", shape=(15, 12, 10))  # larger: every region lies inside
+    with Ledger.read(tmp_path / "run") as ledger:
+        before, asked = ledger.history(), {r.image_id for q in ledger.queries() for r in q.regions}
+    ended = train_al([*argv, f"--data_root={other}"])
+    assert ended.status == 1 and len(asked) == 4
+    lines = [
+        f"{other}/imagesTr/case_{i:02d}.nii.gz: holds 15 x 12 x 10 voxels, but this run asked it at 14 x 12 x 10"
+        for i in range(3)
+    ]
+    remedy = "and 1 other image; give the data the run was begun with (data_root), or begin a new run_dir"
+    assert ended.err.splitlines() == [*lines, remedy]
+    with Ledger.read(tmp_path / "run") as ledger:
+        assert ledger.history() == before
+    fine(train_al(argv))
+    assert story(tmp_path / "run") == expected
+
+
+def test_other_frames_under_the_same_ids_are_refused(train_al: TrainAl, frames: Path, tmp_path: Path) -> None:
+    fine(train_al(frame_settings(frames, tmp_path / "run", budget__rounds="1")))
+    before = story(tmp_path / "run")
+    other = write_frames(tmp_path / "other", shape=(32, 24))
+    ended = train_al(frame_settings(other, tmp_path / "run"))
+    assert ended.status == 1 and "holds 32 x 24 pixels, but this run asked it at 24 x 32" in ended.err
+    assert story(tmp_path / "run") == before
+
+
 # a pool that grows
 
 

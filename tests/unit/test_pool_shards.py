@@ -190,7 +190,7 @@ def test_numbers_that_nobody_can_reckon_with_end_it_whoever_meets_them(image: in
     views = views_of(offers)
     found = {view.record.id: offers[offers.image == view.image] for view in views}
     terms = Terms(StrategyConfig(name="greedy"), Budget(9.0), Round(1, 1, 0), QUOTA, 1.0, False, tmp_path)
-    with pytest.raises(DataError, match=rf"Offers.score must be finite .* \(image row {image}\) holds nan"):
+    with pytest.raises(DataError, match=rf"Offers.score must be finite .* \({views[image].record.id}\) holds nan"):
         in_processes(2, found, terms, lambda shards: shards.look(views))
 
 
