@@ -80,6 +80,7 @@ def _chosen(run: Run, plan: Plan, when: Round) -> Query:
     def steps(shards: PoolShards) -> Query:
         _look(run, plan, shards)
         while True:
+            _refuse_if_none_is_left(run, plan)
             picks = shards.choose()
             picked = shards.rows(picks)
             bad = _bad(run, plan, picked)
@@ -97,22 +98,27 @@ def _look(run: Run, plan: Plan, shards: PoolShards) -> None:
     """Look at the pool; images that cannot be used are set aside.
 
     Raises:
-        PoolExhausted: if none can be used.
         DataError: if most cannot.
     """
-    nothing = True
     for begin in range(0, len(plan.views), plan.at_once):
         some = plan.views[begin : begin + plan.at_once]
         found = shards.look(some)
         refuse_if_most_fail(found)
         for view, problem in zip(some, found, strict=True):
-            if problem is None:
-                nothing = False
-            else:
+            if problem is not None:
                 quarantine(run, view.record.id, problem)
-    if nothing:
+
+
+def _refuse_if_none_is_left(run: Run, plan: Plan) -> None:
+    """Where every image is set aside, smaller regions or a larger budget would not help.
+
+    Raises:
+        PoolExhausted: if none can be used.
+    """
+    if all(view.record.id in run.pool.quarantined for view in plan.views):
         raise PoolExhausted(
-            "nothing is left to ask: no image can be used; add images to the pool, or see the quarantined files above"
+            "nothing is left to ask: no image can be used; mend what is said of each above (or data.classes) and begin "
+            "in another run_dir, for what is set aside stays aside, or add images to the pool"
         )
 
 

@@ -507,6 +507,20 @@ def test_a_bad_initial_mask_is_set_aside(train_al: TrainAl, data: Path, tmp_path
     assert_told(ended.err, data / MASK, "truncated or damaged", "copy the file again")
 
 
+def test_where_no_mask_fits_the_classes_the_last_line_says_so(train_al: TrainAl, data: Path, tmp_path: Path) -> None:
+    """Smaller regions would not help: images are set aside as they are chosen, until none is left."""
+    argv = settings(data, tmp_path / "run", data__classes="{0: background, 1: ball}")
+    for _ in range(2):  # what is set aside stays aside
+        ended = train_al(argv)
+        assert ended.status == 1 and ended.err.count("\n") == 1
+        assert ended.err.startswith(
+            "nothing is left to ask: no image can be used; mend what is said of each above (or "
+        )
+        assert all(f"case_{i:02d} is quarantined: " in ended.out for i in range(4))
+    mended = [*argv, "--data.classes={0: background, 1: ball, 2: box}", f"--run_dir={tmp_path / 'other'}"]
+    assert train_al(mended).status == 0
+
+
 # a file that goes bad between the choice and the answer
 
 
