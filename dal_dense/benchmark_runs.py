@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from dal_dense.errors import DataError
+from dal_dense.cli import load_config
+from dal_dense.errors import ConfigError, DataError
 from dal_dense.ledger import Ledger
 from dal_dense.results import Results, collect
 
 TRAIN = Path("tools") / "train_al.py"
 REFIT = Path("tools") / "refit.py"
 """The programs that are run, from the root of the checkout."""
+LAST_LINES = 8
+"""Of a run that failed, at most so many are shown."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,22 @@ def planned(
     return jobs
 
 
+def check(jobs: Iterable[Job]) -> None:
+    """Are the settings of all runs sound? A mistake in one would else be told when the others are done.
+
+    Raises:
+        ConfigError: with each mistake once, in the words of `tools/train_al.py`.
+    """
+    told: list[str] = []
+    for job in jobs:
+        try:
+            load_config(job.arguments)
+        except ConfigError as problem:
+            told += str(problem).splitlines()
+    if told:
+        raise ConfigError("\n".join(dict.fromkeys(told)))
+
+
 def run_all(
     jobs: Sequence[Job], *, at_once: int, say: Callable[[str], None], refits: int = 0, train: Path = TRAIN
 ) -> None:
@@ -96,12 +115,14 @@ def _call(job: Job, program: Path, *first: str) -> str | None:
     job.run_dir.mkdir(parents=True, exist_ok=True)
     output = job.run_dir / "output.txt"
     with output.open("ab") as file:
+        begin = file.tell()  # behind what earlier calls wrote
         command = [sys.executable, str(program), *first, *job.arguments]
         done = subprocess.run(command, stdout=file, stderr=file, check=False)
     if not done.returncode:
         return None
-    last = " / ".join(output.read_text(encoding="utf-8", errors="replace").splitlines()[-3:])
-    return f"{job.strategy}, seed {job.seed}: ended with status {done.returncode}: {last} (all of it: {output})"
+    lines = output.read_bytes()[begin:].decode("utf-8", errors="replace").splitlines()[-LAST_LINES:]
+    fact = f"{job.strategy}, seed {job.seed}: ended with status {done.returncode}"
+    return "\n  ".join([f"{fact}; the last it wrote (all of it: {output}):", *(lines or ["nothing"])])
 
 
 def gather(jobs: Sequence[Job]) -> dict[str, dict[int, Results]]:

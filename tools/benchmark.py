@@ -31,9 +31,10 @@ def main(argv: list[str]) -> int:
     from dal_dense.refits import fit_noise
 
     console = Console()
+    jobs = benchmark_runs.planned(given.config, given.strategies, given.seeds, given.runs, passed_on)
+    benchmark_runs.check(jobs)
     if given.baseline not in given.strategies:
         raise ConfigError(f"--baseline {given.baseline}: not among --strategies; add it there or name another")
-    jobs = benchmark_runs.planned(given.config, given.strategies, given.seeds, given.runs, passed_on)
     benchmark_runs.run_all(
         jobs, at_once=given.jobs, say=lambda text: console.print(text, highlight=False), refits=given.refits
     )

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import runpy
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -187,3 +189,52 @@ def test_jobs_run_once_and_failures_are_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="hybrid, seed 0: ended with status 1"):
         benchmark_runs.run_all(wrong, at_once=1, say=said.append, train=program)
     assert "--fail" in (wrong[0].run_dir / "output.txt").read_text()
+
+
+def test_a_failure_shows_what_this_call_wrote_last(tmp_path: Path) -> None:
+    program, config = tmp_path / "train.py", tmp_path / "x.yaml"
+    config.write_text("seed: 0")
+    jobs = benchmark_runs.planned(config, ["hybrid"], [0], tmp_path / "runs", [])
+    shown = []
+    for number in (12, 5, 0):  # the second call wrote less than is shown at most
+        program.write_text(f"import sys\nfor i in range({number}):\n    print('{number}:', i)\nsys.exit(3)\n")
+        with pytest.raises(DataError, match="hybrid, seed 0: ended with status 3") as told:
+            benchmark_runs.run_all(jobs, at_once=1, say=lambda text: None, train=program)
+        head, *lines, remedy = str(told.value).splitlines()
+        assert str(jobs[0].run_dir / "output.txt") in head and remedy.startswith("mend the cause")
+        shown.append([line.strip() for line in lines])
+    assert shown == [[f"12: {i}" for i in range(4, 12)], [f"5: {i}" for i in range(5)], ["nothing"]]
+
+
+def benchmark_tool() -> Callable[[list[str]], int]:
+    """`main` of `tools/benchmark.py`."""
+    script = Path(__file__).parents[2] / "tools" / "benchmark.py"
+    main: Callable[[list[str]], int] = runpy.run_path(str(script))["main"]
+    return main
+
+
+def test_mistakes_are_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*given: object, **more: object) -> None:
+        raise AssertionError("something runs")
+
+    monkeypatch.setattr(benchmark_runs, "run_all", refuse)
+    tool, config = benchmark_tool(), tmp_path / "x.yaml"
+    config.write_text(f"data_root: {tmp_path}\ndata: {{format: msd}}\n")
+    (tmp_path / "dataset.json").write_text("{}")
+    given = [f"--config={config}", f"--out={tmp_path / 'page'}", f"--runs={tmp_path / 'runs'}"]
+    cases = {
+        "--strategies=hybird,random": ["strategy.name: got 'hybird'; expected"],
+        "--strategies=hybird": ["strategy.name: got 'hybird'; expected"],  # not that the baseline is missing
+        "--strategies=hybrid": ["--baseline random: not among --strategies"],
+        "--strategies=hybird,badgr,random": ["strategy.name: got 'hybird'", "strategy.name: got 'badgr'"],
+        "--seeds=0,-1": ["seed: got '-1'; expected"],
+        "--budget.round=3": ["budget.round: no such setting; did you mean budget.rounds?"],  # once, of four runs
+        "--data_root=/nowhere": ["data_root: no folder at /nowhere"],
+    }
+    for argument, expected in cases.items():
+        assert tool([*given, argument]) == 2, argument
+        told = capsys.readouterr().err.splitlines()
+        assert len(told) == len(expected) and all(map(str.startswith, told, expected)), told
+    assert not (tmp_path / "runs").exists() and not list(tmp_path.glob("page*"))
