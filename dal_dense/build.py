@@ -49,6 +49,7 @@ def open_run(config: Config, screen: Screen, ranks: Ranks) -> Iterator[Run]:
     known = known_pool(config.run_dir)
     pool = open_pool(config.data, config.data_root, seed=config.seed, known=known, boxes=detection)
     check_dimensions(config, pool)
+    check_intensity(config, pool)
     check_initial_masks(config, pool)
     check_parts(config, ranks)
     check_shapes(config.run_dir, pool)
@@ -243,6 +244,15 @@ def check_dimensions(config: Config, pool: Pool) -> None:
         raise ConfigError(
             f"task.train.patch: {axes} numbers, but the pool holds {'volumes' if pool.ndim == 3 else 'frames'}; "
             f"give {pool.ndim} numbers"
+        )
+
+
+def check_intensity(config: Config, pool: Pool) -> None:
+    """CT would become -9 to 23 with the scale of colours, which clips nothing."""
+    if config.task.intensity.kind == "rgb" and pool.ndim == 3:
+        raise ConfigError(
+            "task.intensity.kind: rgb scales colours from 0 to 255, but the pool holds volumes; set it to window (CT, "
+            "with task.intensity.low and high) or zscore"
         )
 
 

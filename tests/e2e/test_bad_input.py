@@ -285,6 +285,13 @@ def test_a_wrong_setting_is_one_line_before_anything_heavy_loads(tmp_path: Path)
     assert not (tmp_path / "run").exists()
 
 
+def test_colours_for_volumes_are_refused(train_al: TrainAl, data: Path, tmp_path: Path) -> None:
+    ended = train_al(settings(data, tmp_path / "run", task__intensity__kind="rgb"))
+    assert ended.status == 2 and ended.err.count("\n") == 1 and not (tmp_path / "run").exists()
+    assert ended.err.startswith("task.intensity.kind: rgb scales colours from 0 to 255, but the pool holds volumes; ")
+    assert "window (CT" in ended.err and "zscore" in ended.err
+
+
 # one bad image
 
 
