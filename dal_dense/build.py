@@ -295,9 +295,23 @@ def check_initial_masks(config: Config, pool: Pool) -> None:
             f"annotator.initial_masks: {', '.join(held)} is held out to measure the model; name other images, or say "
             "with data.split_file which ones measure"
         )
+    unused = [name for name in wanted if name in pool.left_out]
+    if unused:
+        raise ConfigError(
+            f"annotator.initial_masks: {', '.join(unused)} is left out {_why_left_out(config, pool)}; name other "
+            "images, or begin in another run_dir with a larger data.max_pool or a data.split_file that names it"
+        )
     lacking = [name for name in wanted if name not in masked]
     if lacking:
         raise ConfigError(
             f"annotator.initial_masks: {', '.join(lacking)} is not an image of the pool that has a mask; "
             f"correct the ids (the pool has {count(len(masked), 'image')} with masks)"
         )
+
+
+def _why_left_out(config: Config, pool: Pool) -> str:
+    """The settings that had no room for an image; without one, it goes with the test images."""
+    kept = {"max_pool": len(pool.members), "max_test": len(pool.held_out)}
+    limits = {name: getattr(config.data, name) for name in kept}
+    full = [f"data.{name} ({limits[name]})" for name in kept if limits[name] is not None and kept[name] >= limits[name]]
+    return f"by {' or '.join(full)}" if full else "with what is held out to measure the model"

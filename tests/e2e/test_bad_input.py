@@ -26,8 +26,10 @@ import pytest
 
 from dal_dense import ledger_store, rounds
 from dal_dense.annotators import Outcome
+from dal_dense.cli import load_config
 from dal_dense.errors import DataError
 from dal_dense.ledger import Ledger
+from dal_dense.pool import open_pool
 from dal_dense.records import ImageRecord
 from dal_dense.results import load
 from dal_dense.run import Run
@@ -290,6 +292,31 @@ def test_colours_for_volumes_are_refused(train_al: TrainAl, data: Path, tmp_path
     assert ended.status == 2 and ended.err.count("\n") == 1 and not (tmp_path / "run").exists()
     assert ended.err.startswith("task.intensity.kind: rgb scales colours from 0 to 255, but the pool holds volumes; ")
     assert "window (CT" in ended.err and "zscore" in ended.err
+
+
+LEFT_OUT = {
+    "no room in the pool": ({"data__max_pool": "3"}, "by data.max_pool (3)"),
+    "no room in the test": ({"data__max_test": "1"}, "by data.max_test (1)"),
+    "room enough": ({"data__max_pool": "5", "data__max_test": "2"}, "with what is held out to measure the model"),
+}
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_an_initial_mask_of_an_image_that_is_left_out_is_told(
+    train_al: TrainAl, data: Path, tmp_path: Path, name: str
+) -> None:
+    limits, why = LEFT_OUT[name]
+    if name == "room enough":
+        listing = json.loads((data / "dataset.json").read_text())
+        del listing["test"][1]["label"]  # so it cannot measure
+        (data / "dataset.json").write_text(json.dumps(listing))
+    config = load_config(settings(data, tmp_path / "run", **limits))
+    (image,) = open_pool(config.data, data, seed=config.seed).left_out
+    given = {"annotator__initial_masks": f"[{image}]", "budget__start_seconds": "0", **limits}
+    ended = train_al(settings(data, tmp_path / "run", **given))
+    assert ended.status == 2 and ended.err.count("\n") == 1 and not (tmp_path / "run").exists()
+    assert ended.err.startswith(f"annotator.initial_masks: {image} is left out {why}; name other images, or begin in ")
+    assert "larger data.max_pool" in ended.err and "data.split_file" in ended.err
 
 
 # one bad image
