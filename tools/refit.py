@@ -25,12 +25,18 @@ def main(argv: list[str]) -> int:
     given, rest = parser.parse_known_args(argv)
     config = load_config(rest, description=__doc__)
     from dal_dense.build import follow, open_run
+    from dal_dense.errors import ConfigError
+    from dal_dense.ledger import Ledger
     from dal_dense.ranks import joined
     from dal_dense.refits import refit
 
     with joined(config.device) as ranks, Screen(quiet=not ranks.first).running() as screen:
         if not ranks.first:
             return follow(config, screen, ranks)
+        if not Ledger.begun(config.run_dir):  # open_run would begin one there
+            raise ConfigError(
+                f"run_dir: {config.run_dir} holds no run; give the folder of a finished one (--run_dir PATH)"
+            )
         with open_run(config, screen, ranks) as run:
             found = refit(run, given.repeats)
         spread = statistics.stdev(found) if len(found) > 1 else 0.0

@@ -56,7 +56,12 @@ def test_last_labels_are_fitted_again(
     monkeypatch.setattr(build, "build_task", moody)
     given = settings(write_volumes(tmp_path / "data"), tmp_path / "run")
     tool = refit_tool()
-    assert tool(["--repeats", "2", *given]) == 1  # nothing is measured yet
+    assert tool(["--repeats", "2", *given]) == 2  # no run is there
+    assert capsys.readouterr().err.startswith(f"run_dir: {tmp_path / 'run'} holds no run; give the folder of ")
+    assert not (tmp_path / "run").exists()
+    waiting = settings(tmp_path / "data", tmp_path / "waiting", annotator__name="people")
+    assert train_al(waiting).status == 0
+    assert tool(["--repeats", "2", *waiting]) == 1  # nothing is measured yet
     assert "let the run finish" in capsys.readouterr().err
     assert train_al(given).status == 0
     before, Moody.fitted = story(tmp_path / "run"), []
