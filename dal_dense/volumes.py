@@ -20,6 +20,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from dal_dense.errors import DataError
 from dal_dense.records import Header
+from dal_dense.report.words import count
 
 NIFTI = (".nii.gz", ".nii")
 STRAIGHT = 1e-3
@@ -137,7 +138,8 @@ def check_finite(path: Path, image: Float32[np.ndarray, "channels *grid"]) -> No
         return
     first = tuple(int(i) for i in np.argwhere(~finite)[0])
     where = first[1:] if image.shape[0] == 1 else first
+    bad = int((~finite).sum())
     raise DataError(
-        f"{path}: {int((~finite).sum())} voxels are NaN or infinite, the first at {where}; "
+        f"{path}: {count(bad, 'voxel')} {'is' if bad == 1 else 'are'} NaN or infinite, the first at {where}; "
         "fill them (air is -1000 HU in CT), or take the image out of the pool"
     )

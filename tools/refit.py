@@ -29,6 +29,7 @@ def main(argv: list[str]) -> int:
     from dal_dense.ledger import Ledger
     from dal_dense.ranks import joined
     from dal_dense.refits import refit
+    from dal_dense.report.words import count
 
     with joined(config.device) as ranks, Screen(quiet=not ranks.first).running() as screen:
         if not ranks.first:
@@ -41,7 +42,9 @@ def main(argv: list[str]) -> int:
             found = refit(run, given.repeats)
         spread = statistics.stdev(found) if len(found) > 1 else 0.0
         shown = ", ".join(f"{value:.3f}" for value in found)
-        screen.say(f"{config.task.metric} of the fit and of {len(found) - 1} others: {shown}; deviation {spread:.3f}")
+        screen.say(
+            f"{config.task.metric} of the fit and of {count(len(found) - 1, 'other')}: {shown}; deviation {spread:.3f}"
+        )
     return 0
 
 

@@ -370,8 +370,8 @@ IMAGE, MASK = f"imagesTr/{BAD}.nii.gz", f"labelsTr/{BAD}.nii.gz"
 FAULTS: dict[str, tuple[str, Callable[[Path], None], str, str]] = {
     "truncated gz": (IMAGE, cut(0.6), "truncated or damaged", "copy the file again"),
     "zero bytes": (IMAGE, cut(0), "the file is empty (0 bytes)", "copy it again"),
-    "NaN": (IMAGE, with_voxel(np.nan, np.float32), "1 voxels are NaN or infinite, the first at (3, 4, 5)", "fill them"),
-    "Inf": (IMAGE, with_voxel(np.inf, np.float32), "1 voxels are NaN or infinite, the first at (3, 4, 5)", "fill them"),
+    "NaN": (IMAGE, with_voxel(np.nan, np.float32), "1 voxel is NaN or infinite, the first at (3, 4, 5)", "fill them"),
+    "Inf": (IMAGE, with_voxel(np.inf, np.float32), "1 voxel is NaN or infinite, the first at (3, 4, 5)", "fill them"),
     "sheared sform": (IMAGE, with_affine(0, 1, 0.5), "the grid is sheared: array axes 0 and 1 meet at", "resample it"),
     "another number of channels": (
         IMAGE,
@@ -604,7 +604,7 @@ def test_a_labelled_image_that_goes_bad_is_set_aside_and_its_labels_kept(
     path = data / "imagesTr" / f"{image}.nii.gz"
     with_voxel(np.nan, np.float32)(path)
     assert train_al(argv).status == 0
-    assert_listed(tmp_path / "run", image, path, "1 voxels are NaN or infinite", "fill them")
+    assert_listed(tmp_path / "run", image, path, "1 voxel is NaN or infinite", "fill them")
     assert kept.items() <= labels(tmp_path / "run").items()
     with Ledger.read(tmp_path / "run") as ledger:
         assert image not in {r.image_id for r in ledger.queries()[2].regions} or strategy == "random"

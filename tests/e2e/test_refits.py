@@ -65,7 +65,10 @@ def test_last_labels_are_fitted_again(
     assert "let the run finish" in capsys.readouterr().err
     assert train_al(given).status == 0
     before, Moody.fitted = story(tmp_path / "run"), []
+    assert tool(["--repeats", "1", *given]) == 0
+    assert "dice of the fit and of 1 other: " in " ".join(capsys.readouterr().out.split())
     assert tool(["--repeats", "2", *given]) == 0
+    assert "dice of the fit and of 2 others: " in " ".join(capsys.readouterr().out.split())
     assert len(set(Moody.fitted)) == 2
     with Ledger.read(tmp_path / "run") as ledger:
         found = figures(ledger)
