@@ -341,7 +341,9 @@ TYPES = {"int": "whole number", "float": "number", "str": "text", "bool": "true 
 
 def _plain(message: str) -> str:
     plain = message.removeprefix("Value error, ").replace("Input should be", "expected")
-    return plain.replace("String should match pattern", "expected")
+    plain = plain.replace("String should match pattern", "expected")
+    plain = re.sub(r"greater than or equal to (\S+)", r"\1 or more", plain)
+    return plain.replace("less than or equal to", "at most").replace("greater than", "more than")
 
 
 def command(main: Callable[[list[str]], int]) -> Callable[[list[str]], int]:

@@ -87,7 +87,7 @@ def value_cases(good: list[str]) -> dict[str, Case]:
         "one class": ("data.classes={0: body}", "data.classes: 1 named", "name between 2 and 254"),
         "no size": ("query.sizes=[]", "query.sizes: got '[]'", "as in [[64, 64, 48]]"),
         "a name for a group": ("strategy=hybrid", "strategy: got 'hybrid'", "settings of its own below it"),
-        "no threads": ("threads=0", "threads: got 0", "greater than or equal to 1"),
+        "no threads": ("threads=0", "threads: got 0; expected 1 or more; ", "see --help"),
         "half a pattern": ("data.group_pattern=(a", "data.group_pattern: '(a' is no regular", "correct it"),
         "no bracket": ("data.time_pattern=a", "data.time_pattern: 'a' has no bracket", "put one around"),
         "frames' size for volumes": ("task.frame_size=[8, 8]", "task.frame_size is for", "give it 2"),
@@ -102,14 +102,14 @@ def value_cases(good: list[str]) -> dict[str, Case]:
         "no number that may be null": ("query.scan_images=1e3", "query.scan_images: got '1e3'", "whole number or null"),
         "half a label value": ("data.classes={0: a, 1.7: b}", "data.classes: got {0: 'a', 1.7", "{0: background, 1: "),
         "true for a number": ("seed=true", "seed: got True; true, false", "see --help"),
-        "a zoom beyond sense": ("task.train.scale=0.999", "task.train.scale: got ", "less than or equal to 0.5"),
+        "a zoom beyond sense": ("task.train.scale=0.999", "task.train.scale: got ", "expected at most 0.5; "),
         "names before values": (
             "data.classes={a: 0, b: 1}",
             "data.classes: got {'a': 0",
             "{0: background, 1: liver}",
         ),
         "a path too long": (f"run_dir={'x' * 300}", "run_dir: xxx", "give a folder"),
-        "a seed too large": ("seed=9223372036854775808", "seed: got ", "less than or equal to 9223372036854775807"),
+        "a seed too large": ("seed=9223372036854775808", "seed: got ", "expected at most 9223372036854775807; "),
         "one draw to compare": (
             "uncertainty.score=mutual_information",
             "uncertainty.score mutual",
@@ -121,8 +121,12 @@ def value_cases(good: list[str]) -> dict[str, Case]:
         "unknown group": ("colour=3", "colour: no such setting", "see --help"),
         "wrong type": ("budget.rounds=many", "budget.rounds: got 'many'; expected", "see --help"),
         "unknown name": ("strategy.name=best", "strategy.name: got 'best'; expected", "see --help"),
-        "no rounds": ("budget.rounds=0", "budget.rounds: got '0'", "greater than or equal to 1"),
-        "negative time": ("budget.seconds_per_round=-5", "budget.seconds_per_round: got '-5'", "greater than 0"),
+        "no rounds": ("budget.rounds=0", "budget.rounds: got '0'; expected 1 or more; ", "see --help"),
+        "negative time": (
+            "budget.seconds_per_round=-5",
+            "budget.seconds_per_round: got '-5'",
+            "expected more than 0; ",
+        ),
     }
     return {name: ([*good, f"--{setting}"], fact, remedy) for name, (setting, fact, remedy) in cases.items()}
 
