@@ -21,7 +21,7 @@ from scipy import ndimage
 
 from dal_dense.errors import DataError
 from dal_dense.synthetic.anatomy import LESION, Canvas, Patient, paint_lookalikes, paint_organs, paint_trunk
-from dal_dense.synthetic.store import MANIFEST, Progress, is_complete, silent, write_json
+from dal_dense.synthetic.store import Progress, begin, finish, is_complete, silent, write_json
 
 CT_CLASSES = ("background", "liver", "kidney", "spleen", "lesion")
 
@@ -152,13 +152,14 @@ def write_ct(
     measuring. Images are int16 HU, labels uint8.
 
     Raises:
-        DataError: if the shape is too small to hold the anatomy, or the folder holds another set.
+        DataError: if the shape is too small to hold the anatomy, or the folder holds another set or files of
+            another origin.
     """
     if min(shape) < 24 or train < 1 or test < 0:
         raise DataError(
             f"a CT set needs 24 voxels an axis and a patient to train on; got shape {shape}, train {train}, test {test}"
         )
-    is_complete(root, _parameters(seed, train, test, shape))
+    begin(root, _parameters(seed, train, test, shape))
     listing: dict[str, list[dict[str, str]]] = {"training": [], "test": []}
     for stream, (part, count, folder) in enumerate((("training", train, "Tr"), ("test", test, "Ts"))):
         for kind in ("images", "labels"):
@@ -171,7 +172,7 @@ def write_ct(
             listing[part].append({"image": f"images{folder}/{name}", "label": f"labels{folder}/{name}"})
             progress("CT phantoms", stream * train + number + 1, train + test)
     write_json(root / "dataset.json", _header(train, test) | listing)
-    write_json(root / MANIFEST, _parameters(seed, train, test, shape))
+    finish(root)
 
 
 def _header(train: int, test: int) -> dict[str, Any]:

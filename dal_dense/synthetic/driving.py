@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 from dal_dense.errors import DataError
 from dal_dense.synthetic.drive import WEATHER, Drive, Frame
 from dal_dense.synthetic.scene import IGNORE
-from dal_dense.synthetic.store import MANIFEST, Progress, is_complete, silent, write_json
+from dal_dense.synthetic.store import Progress, begin, finish, is_complete, silent, write_json
 from dal_dense.synthetic.street import PERSON, SIGN, VEHICLE
 
 DRIVING_CLASSES = ("road", "sidewalk", "building", "vegetation", "sky", "vehicle", "person", "sign")
@@ -78,7 +78,8 @@ def write_driving(
     `annotations/instances_train.json` and `instances_test.json`, with boxes and run-length masks of what is visible.
 
     Raises:
-        DataError: if a number is too small to make a set, or the folder holds another set.
+        DataError: if a number is too small to make a set, or the folder holds another set or files of
+            another origin.
     """
     if min(size) < 32 or min(drives, frames_per_drive) < 1 or min(test_drives, test_frames_per_drive) < 0:
         raise DataError(
@@ -86,7 +87,7 @@ def write_driving(
             f"got {drives} drives of {frames_per_drive} frames, {size}"
         )
     parameters = _parameters(seed, drives, frames_per_drive, test_drives, test_frames_per_drive, size)
-    is_complete(root, parameters)
+    begin(root, parameters)
     for folder in ("images", "masks", "annotations"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     total = drives * frames_per_drive + test_drives * test_frames_per_drive
@@ -109,7 +110,7 @@ def write_driving(
         root / "classes.json",
         {"classes": [{"id": n, "name": c} for n, c in enumerate(DRIVING_CLASSES)], "ignore": IGNORE},
     )
-    write_json(root / MANIFEST, parameters)
+    finish(root)
 
 
 def ensure_driving(

@@ -1,4 +1,4 @@
-"""A made-up set is complete when its manifest is there: it is written last, by one rename."""
+"""A made-up set is complete when its manifest is there: it is written first under another name, and renamed last."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 from dal_dense.errors import DataError
 
 MANIFEST = "synthetic.json"
+BEGUN = MANIFEST + ".part"
+"""The manifest's name until the set is complete: the mark of a folder that we may write to."""
 
 Progress = Callable[[str, int, int], None]
 """Called as (what, done, total)."""
@@ -27,19 +29,49 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def is_complete(root: Path, parameters: Mapping[str, Any]) -> bool:
-    """Whether `root` already holds the set that these parameters make.
+    """Whether `root` already holds the set that these parameters make, whole.
 
     Raises:
-        DataError: if it holds another set; a run may depend on it, so it is not overwritten.
+        DataError: if it holds another set, or half of one, for a run may depend on it; or files that are not ours.
+            None of these is written to.
     """
-    path = root / MANIFEST
-    if not path.is_file():
+    try:
+        names = {path.name for path in root.iterdir()}
+    except FileNotFoundError:
         return False
+    mark = next((name for name in (MANIFEST, BEGUN) if name in names), None)
+    if mark:
+        _refuse_other(root / mark, parameters)
+    elif names:
+        raise DataError(
+            f"{root}: holds {min(names)} but no {MANIFEST}; expected a new or empty folder, so that nothing is "
+            "overwritten; name another folder, or delete this one if it is half of a made-up set"
+        )
+    return mark == MANIFEST
+
+
+def begin(root: Path, parameters: Mapping[str, Any]) -> None:
+    """Mark a folder as ours before anything else is written to it: a set that is cut off can be made again there.
+
+    Raises:
+        DataError: as `is_complete`.
+    """
+    is_complete(root, parameters)
+    root.mkdir(parents=True, exist_ok=True)
+    write_json(root / BEGUN, parameters)
+
+
+def finish(root: Path) -> None:
+    """Call what was begun complete."""
+    (root / BEGUN).replace(root / MANIFEST)
+
+
+def _refuse_other(path: Path, parameters: Mapping[str, Any]) -> None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(
-            f"{path}: not readable as json ({error}); delete the folder {root} and make the set again"
+            f"{path}: not readable as json ({error}); delete the folder {path.parent} and make the set again"
         ) from error
     wanted = json.loads(json.dumps(parameters))
     if found != wanted:
@@ -47,5 +79,6 @@ def is_complete(root: Path, parameters: Mapping[str, Any]) -> bool:
         differs = ", ".join(
             f"{k} {found.get(k)} (asked: {wanted.get(k)})" for k in keys if found.get(k) != wanted.get(k)
         )
-        raise DataError(f"{root} holds a set made otherwise: {differs or 'unknown'}; delete it or name another folder")
-    return True
+        raise DataError(
+            f"{path.parent} holds a set made otherwise: {differs or 'unknown'}; delete it or name another folder"
+        )

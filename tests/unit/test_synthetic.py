@@ -85,14 +85,34 @@ def test_ensure_does_nothing_when_the_set_is_there(ct_root):
     assert {p: p.stat().st_mtime_ns for p in ct_root.rglob("*")} == before
 
 
-def test_an_unfinished_set_is_made_again(tmp_path):
-    numbers = {"train": 1, "test": 0, "shape": SHAPE}
-    ensure_ct(tmp_path, **numbers)
-    whole = _digests(tmp_path)
-    (tmp_path / "synthetic.json").unlink()
-    (tmp_path / "imagesTr" / "phantom_001.nii.gz").write_bytes(b"half")
-    assert ensure_ct(tmp_path, **numbers)
-    assert _digests(tmp_path) == whole
+def _stop(what: str, done: int, total: int) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("ensure", "numbers", "whole"), [(ensure_ct, CT, "ct_root"), (ensure_driving, FRAMES, "frames_root")]
+)
+def test_a_set_that_was_cut_off_is_made_again(ensure, numbers, whole, tmp_path, request):
+    with pytest.raises(KeyboardInterrupt):
+        ensure(tmp_path, seed=3, **numbers, progress=_stop)
+    before = _digests(tmp_path)
+    with pytest.raises(DataError, match=r"seed 3 \(asked: 4\)"):
+        ensure(tmp_path, seed=4, **numbers)
+    assert _digests(tmp_path) == before, "a case of the other seed would be among ours"
+    assert ensure(tmp_path, seed=3, **numbers)
+    assert _digests(tmp_path) == _digests(request.getfixturevalue(whole))
+
+
+@pytest.mark.parametrize(("ensure", "numbers"), [(ensure_ct, CT), (ensure_driving, FRAMES)])
+@pytest.mark.parametrize("name", ["dataset.json", "splits.json", "annotations/instances_train.json", "other.txt"])
+def test_a_folder_of_other_files_is_refused_and_kept(ensure, numbers, name, tmp_path):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(DataError, match=r"expected a new or empty folder.*name another folder"):
+        ensure(tmp_path, **numbers)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / name).read_text() == "{}"
 
 
 def test_a_set_of_other_numbers_is_refused_and_kept(ct_root, frames_root):
