@@ -28,8 +28,8 @@ UNREADABLE = (yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError
 """What odd YAML raises."""
 
 PAIRS = "pairs in braces, as in {0: background, 1: liver}"
-LISTS = {"query.sizes": "[[64, 64, 48]]"}
-"""How a setting looks that is a list of lists; the others are lists of numbers."""
+LISTS = {"query.sizes": "[[64, 64, 48]]", "size": "[192, 320]"}
+"""How a setting looks that is no list of three numbers; `size` is that of made-up frames."""
 
 SPINS = "1000"
 """Turns that a thread waits before it sleeps."""
@@ -206,7 +206,7 @@ def _first_line(text: str) -> str:
 def _one_line(text: str) -> str:
     """The parser's words as `field: fact; what to do`."""
     key = re.search(r'Parser key "([\w.]+)":?', text)
-    told = _no_such_value(text) or _no_such_setting(text) or (key and _wrong_value(key[1], text))
+    told = _no_such_value(text) or _no_such_setting(text) or (key and wrong_value(key[1], text))
     if told:
         return told
     fact = " ".join(text.split())
@@ -250,7 +250,7 @@ def _no_such_setting(text: str) -> str | None:
     return _unknown(next(g for g in unknown.groups() if g)) if unknown else None
 
 
-def _wrong_value(name: str, text: str) -> str | None:
+def wrong_value(name: str, text: str) -> str | None:
     """A value of another type, or out of bounds."""
     group = re.search(r"Unable to load config .([^\s'\"]*)", text)
     if group:

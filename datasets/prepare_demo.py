@@ -9,15 +9,17 @@ Does nothing if that very set is there already; the same numbers always make the
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import auto_cli
+from jsonargparse import ArgumentError, auto_cli
 from rich.console import Console
 from rich.progress import Progress
 
-from dal_dense.errors import DalDenseError
+from dal_dense.cli import command, wrong_value
+from dal_dense.errors import ConfigError
 from dal_dense.synthetic import ensure_ct, ensure_driving
 
 
@@ -77,9 +79,22 @@ def driving(
     )
 
 
-if __name__ == "__main__":
+@command
+def main(argv: list[str]) -> int:
+    """Make the set that the first argument names."""
     try:
-        auto_cli([ct, driving], as_positional=True)
-    except DalDenseError as error:
-        Console(stderr=True).print(str(error), style="red", highlight=False)
-        sys.exit(2)
+        auto_cli([ct, driving], args=argv, as_positional=True, exit_on_error=False)
+    except ArgumentError as problem:
+        raise ConfigError(_one_line(str(problem))) from None
+    return 0
+
+
+def _one_line(text: str) -> str:
+    """The parser's words as `argument: fact; what to do`."""
+    key = re.search(r'Parser key "([\w.]+)"', text)
+    told = key and wrong_value(key[1], text)
+    return told or f"{' '.join(text.split()).rstrip('.')}; correct it, or see --help"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

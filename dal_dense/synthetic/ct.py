@@ -152,12 +152,13 @@ def write_ct(
     measuring. Images are int16 HU, labels uint8.
 
     Raises:
-        DataError: if the shape is too small to hold the anatomy, or the folder holds another set or files of
-            another origin.
+        DataError: if the shape is too small to hold the anatomy, a number is below zero, the folder holds another set
+            or files of another origin, or it cannot be made.
     """
-    if min(shape) < 24 or train < 1 or test < 0:
+    if min(shape) < 24 or train < 1 or min(test, seed) < 0:
         raise DataError(
-            f"a CT set needs 24 voxels an axis and a patient to train on; got shape {shape}, train {train}, test {test}"
+            f"a CT set needs 24 voxels an axis, a patient to train on and a seed from 0 on; "
+            f"got shape {shape}, train {train}, test {test}, seed {seed}"
         )
     begin(root, _parameters(seed, train, test, shape))
     listing: dict[str, list[dict[str, str]]] = {"training": [], "test": []}

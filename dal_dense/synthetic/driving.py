@@ -78,13 +78,14 @@ def write_driving(
     `annotations/instances_train.json` and `instances_test.json`, with boxes and run-length masks of what is visible.
 
     Raises:
-        DataError: if a number is too small to make a set, or the folder holds another set or files of
-            another origin.
+        DataError: if a number is too small to make a set, the folder holds another set or files of another
+            origin, or it cannot be made.
     """
-    if min(size) < 32 or min(drives, frames_per_drive) < 1 or min(test_drives, test_frames_per_drive) < 0:
+    if min(size) < 32 or min(drives, frames_per_drive) < 1 or min(test_drives, test_frames_per_drive, seed) < 0:
         raise DataError(
-            f"a driving set needs a drive with a frame of 32 x 32 pixels; "
-            f"got {drives} drives of {frames_per_drive} frames, {size}"
+            f"a driving set needs a drive with a frame of 32 x 32 pixels and a seed from 0 on; "
+            f"got {drives} drives of {frames_per_drive} frames, {test_drives} of {test_frames_per_drive} to measure "
+            f"with, {size}, seed {seed}"
         )
     parameters = _parameters(seed, drives, frames_per_drive, test_drives, test_frames_per_drive, size)
     begin(root, parameters)

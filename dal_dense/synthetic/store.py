@@ -32,13 +32,15 @@ def is_complete(root: Path, parameters: Mapping[str, Any]) -> bool:
     """Whether `root` already holds the set that these parameters make, whole.
 
     Raises:
-        DataError: if it holds another set, or half of one, for a run may depend on it; or files that are not ours.
-            None of these is written to.
+        DataError: if it holds another set, or half of one, for a run may depend on it; or files that are not ours;
+            or is no folder. None of these is written to.
     """
     try:
         names = {path.name for path in root.iterdir()}
     except FileNotFoundError:
         return False
+    except OSError as error:
+        raise _no_folder(root, error) from error
     mark = next((name for name in (MANIFEST, BEGUN) if name in names), None)
     if mark:
         _refuse_other(root / mark, parameters)
@@ -54,11 +56,14 @@ def begin(root: Path, parameters: Mapping[str, Any]) -> None:
     """Mark a folder as ours before anything else is written to it: a set that is cut off can be made again there.
 
     Raises:
-        DataError: as `is_complete`.
+        DataError: as `is_complete`, or if the folder cannot be made.
     """
     is_complete(root, parameters)
-    root.mkdir(parents=True, exist_ok=True)
-    write_json(root / BEGUN, parameters)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        write_json(root / BEGUN, parameters)
+    except OSError as error:
+        raise _no_folder(root, error) from error
 
 
 def finish(root: Path) -> None:
@@ -66,10 +71,14 @@ def finish(root: Path) -> None:
     (root / BEGUN).replace(root / MANIFEST)
 
 
+def _no_folder(root: Path, error: OSError) -> DataError:
+    return DataError(f"{root}: {error.strerror}; expected a folder, or a place where one can be made; name another")
+
+
 def _refuse_other(path: Path, parameters: Mapping[str, Any]) -> None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{path}: not readable as json ({error}); delete the folder {path.parent} and make the set again"
         ) from error

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +114,35 @@ def test_a_folder_of_other_files_is_refused_and_kept(ensure, numbers, name, tmp_
         ensure(tmp_path, **numbers)
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / name).read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "told"),
+    [
+        (["ct", "{file}"], 1, "{file}: Not a directory; expected a folder"),
+        (["driving", "{file}/data"], 1, "{file}/data: Not a directory; expected a folder"),
+        (["ct", "{new}", "--seed", "-1"], 1, "a seed from 0 on; got"),
+        (["driving", "{new}", "--seed", "-1"], 1, "a seed from 0 on; got"),
+        (["ct", "{new}", "--shape", "48"], 2, "shape: got '48'; expected a list in brackets, as in [64, 64, 48]"),
+        (["driving", "{new}", "--size", "48"], 2, "size: got '48'; expected a list in brackets, as in [192, 320]"),
+        (["ct", "{new}", "--train", "few"], 2, "train: got 'few'; expected whole number"),
+        (["ct", "{new}", "--trian", "2"], 2, "unrecognized arguments: --trian 2; correct it, or see --help"),
+        (["mr", "{new}"], 2, "invalid choice: 'mr'"),
+    ],
+)
+def test_a_mistake_at_the_command_line_is_one_line(argv, status, told, tmp_path, pytestconfig, monkeypatch, capsys):
+    file, new = tmp_path / "file", tmp_path / "new"
+    file.write_text("mine")
+    script = str(pytestconfig.rootpath / "datasets" / "prepare_demo.py")
+    monkeypatch.setattr(sys, "argv", [script, *(part.format(file=file, new=new) for part in argv)])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(script, run_name="__main__")
+    assert end.value.code == status
+    said = capsys.readouterr().err
+    assert told.format(file=file) in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [file]
+    assert file.read_text() == "mine"
 
 
 def test_a_set_of_other_numbers_is_refused_and_kept(ct_root, frames_root):
