@@ -19,6 +19,8 @@ from dal_dense.offers import Offers
 LEVELS = ("in_group", "in_image", "near_in_time", "near_in_space", "minus_draw")
 """What is kept small, the first before the second; a column each of what shards hand over."""
 _CLOSED, _LARGEST = -1, torch.iinfo(torch.int64).max
+_BETWEEN = 1 << 32
+"""From one group to the next where images of all groups lie on one line; `Offers.image` is less than half of it."""
 
 
 class Uniform:
@@ -48,7 +50,7 @@ class Uniform:
 class UniformShard(BasketShard):
     """Rows of some images, and the best row of each image by what is labelled and taken.
 
-    16 bytes a row beside the columns, and 72 an image.
+    16 bytes a row beside the columns, and 80 an image.
     """
 
     def __init__(self, offers: Offers, aim: Aim, number: int = 0, known: Offers | None = None) -> None:
@@ -56,10 +58,12 @@ class UniformShard(BasketShard):
         super().__init__(offers, aim.budget, number, known)
         self._seed = aim.when.seed_for("uniform")
         blocks = self.basket.blocks
-        self._images = blocks.images.to(offers.device)
-        self._groups, group = torch.unique(blocks.of_images(offers.group), return_inverse=True)
-        self._group = group.to(offers.device)
-        self._of_group = Blocks(self._group)
+        group = blocks.of_images(offers.group)
+        order = group.argsort(stable=True)  # images group by group, and ascending in each
+        self._images = blocks.images[order].to(offers.device)
+        self._of_group = Blocks(group[order].to(offers.device))
+        self._group = self._of_group.places(group[order])
+        self._line = self._group * _BETWEEN + self._images
         self._counted = 0  # picks that the levels know of
 
     def __call__(self, picks: Picks, count: int, ask: Offers | bool | None) -> Candidates:
@@ -68,14 +72,15 @@ class UniformShard(BasketShard):
         Args:
             picks: of all shards.
             count: is one (of labelled rows there are as many as there are).
-            ask: the labelled rows of all shards, where a choice begins; None: only hand over those of this one.
+            ask: the labelled rows of all shards, where a choice begins; None: only hand over those of this one,
+                which are none if all are `known` to all.
         """
         if ask is None:
-            labelled = self.offers.labelled.nonzero()[:, 0]
+            labelled = self.offers.labelled.nonzero()[:, 0][: None if self.known is None else 0]
             return self.handed(labelled, torch.zeros_like(labelled).double())
         self.note(picks)
         if isinstance(ask, Offers):
-            self._begin(ask)
+            self._begin(ask if self.known is None else self.known)
         if picks.rows is not None:
             self._find(self._count(picks.rows.offers[torch.arange(self._counted, len(picks))]))
         self._counted = len(picks)
@@ -97,7 +102,7 @@ class UniformShard(BasketShard):
     def _begin(self, labelled: Offers) -> None:
         """Count what is labelled, and find the best row of every image."""
         zero, far = torch.zeros_like(self._images), torch.full_like(self._images, -torch.inf, dtype=torch.float64)
-        self._in_group, self._in_image = torch.zeros_like(self._groups).to(zero.device), zero.clone()
+        self._in_group, self._in_image = zero[: len(self._of_group.images)].clone(), zero.clone()
         self._in_time, self._space, self._minus_draw, self._key = far, far.clone(), far.clone(), zero.clone()
         self._nearness = torch.full_like(self.offers.key, -torch.inf, dtype=torch.float64)
         self._row, self._price = torch.full_like(zero, _CLOSED), -far
@@ -106,36 +111,36 @@ class UniformShard(BasketShard):
         self._find(torch.arange(len(zero), device=zero.device))
 
     def _count(self, asked: Offers) -> Int[Tensor, " n"]:
-        """Reckon with more regions; which images they lie in. Nearness is minus the distance to the nearest one."""
-        touched = [self._row[:0]]
-        start, stop = asked.regions.start.double(), asked.regions.stop.double()
-        centre, side = ((start + stop) / 2).tolist(), (stop - start).tolist()
-        for i, (image, group) in enumerate(zip(asked.image.tolist(), asked.group.tolist(), strict=True)):
-            mates, _ = self._of_group.rows_of((self._groups == group).nonzero()[:, 0])
-            if not len(mates):
-                continue
-            self._in_group[self._group[mates[0]]] += 1
-            steps = -(self._images[mates] - image).abs().double()
-            self._in_time[mates] = torch.maximum(self._in_time[mates], steps)
-            # what is bought closes rows of its group only
-            row = self._row[mates]
-            self._price[mates] = torch.where(row == _CLOSED, torch.inf, self.basket.price[row])
-            place = mates[self._images[mates] == image]
-            self._in_image[place] += 1
-            rows, _ = self.basket.blocks.rows_of([image])
-            apart = self._apart(rows, centre[i], side[i])
-            self._nearness[rows] = torch.maximum(self._nearness[rows], -apart)
-            touched.append(place)
-        found: Tensor = torch.unique(torch.cat(touched))
+        """Reckon with more regions, all at once; which images here they lie in, each once."""
+        asked = asked[self._of_group.counts_of(asked.group) > 0].to(self._line.device)
+        if not len(asked):
+            return self._row[:0]
+        group = self._of_group.places(asked.group)
+        self._in_group.index_add_(0, group, torch.ones_like(group))
+        line = group * _BETWEEN + asked.image
+        mates, _ = self._of_group.rows_of(torch.unique(asked.group))
+        self._in_time[mates] = torch.maximum(self._in_time[mates], -_steps(self._line[mates], torch.unique(line)))
+        # what is bought closes rows of its group only
+        row = self._row[mates]
+        self._price[mates] = torch.where(row == _CLOSED, torch.inf, self.basket.price[row])
+        place = torch.searchsorted(self._line, line).clamp_max(len(self._line) - 1)
+        place = place[self._line[place] == line]
+        self._in_image.index_add_(0, place, torch.ones_like(place))
+        self._measure(asked)
+        found: Tensor = torch.unique(place)
         return found
 
-    def _apart(self, rows: Int[Tensor, " n"], centre: Sequence[float], side: Sequence[float]) -> Float64[Tensor, " n"]:
-        """How far the centres of rows lie from one, in box sides: no unit, no spacing."""
-        mine = (self.offers.regions.start[rows] + self.offers.regions.stop[rows]).double() / 2
-        square = torch.zeros_like(mine[:, 0])
-        for axis, c, s in zip(mine.unbind(1), centre, side, strict=True):  # the same sum for any number of rows
-            square += ((axis - c) / s).square()
-        return square.sqrt()
+    def _measure(self, asked: Offers) -> None:
+        """Minus the distance of rows to the nearest of these in their image: of centres, in box sides, so no unit."""
+        blocks, mine, theirs = self.basket.blocks, self.offers.regions, asked.regions
+        parts = in_parts(blocks.counts_of(asked.image), PART)
+        for some in torch.split(torch.arange(len(asked), device=asked.device), parts):
+            rows, owner = blocks.rows_of(asked.image[some])
+            start, stop = theirs.start[some].double(), theirs.stop[some].double()
+            centre, side = ((start + stop) / 2)[owner], (stop - start)[owner]
+            apart = (((mine.start[rows] + mine.stop[rows]).double() / 2 - centre) / side).square()
+            first, *rest = apart.unbind(1)  # axis by axis: the same sum for any number of rows
+            self._nearness.scatter_reduce_(0, rows, -sum(rest, first).sqrt(), "amax")
 
     def _find(self, places: Int[Tensor, " n"]) -> None:
         """The best affordable row of each of these images: farthest from what is asked, then by the draw."""
@@ -153,6 +158,13 @@ class UniformShard(BasketShard):
                 kept &= level == column[some][owner]
             self._row[some], self._price[some] = _CLOSED, torch.inf
             self._row[some[owner[kept]]], self._price[some[owner[kept]]] = rows[kept], price[kept]
+
+
+def _steps(line: Int[Tensor, " n"], asked: Int[Tensor, " m"]) -> Float64[Tensor, " n"]:
+    """How far each place on a line lies from the nearest of those asked, which ascend."""
+    after = torch.searchsorted(asked, line)
+    before, after = asked[(after - 1).clamp_min(0)], asked[after.clamp_max(len(asked) - 1)]
+    return torch.minimum((line - before).abs(), (line - after).abs()).double()
 
 
 def _smallest(places: Int[Tensor, " n"], levels: Sequence[Callable[[Tensor], Tensor]]) -> Int[Tensor, " m"]:

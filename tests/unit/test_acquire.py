@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dal_dense.acquire import Basket, Budget, Round, Selection, acquire, acquire_shards
+from dal_dense.acquire.blocks import Blocks
 from dal_dense.acquire.distance import nearest
 from dal_dense.acquire.values import scheduled_beta
 from dal_dense.config import StrategyConfig
@@ -335,6 +337,16 @@ def test_uniform_counts_labelled_ground_as_asked() -> None:
     offers = table(6, group=[0, 0, 0, 0, 0, 1], labelled=[0])
     rows = choose("uniform", offers, 2.0).rows.tolist()
     assert rows == [5, 4]  # first the group without labels, then the frame farthest from frame 0
+
+
+def test_uniform_looks_up_rows_as_often_however_many_are_labelled() -> None:
+    found = []
+    for every in (40, 2):
+        offers = table(400, group=[i // 100 for i in range(400)], labelled=range(0, 400, every))
+        with mock.patch.object(Blocks, "rows_of", autospec=True, side_effect=Blocks.rows_of) as rows_of:
+            assert len(choose("uniform", offers, 3.0)) == 3
+        found.append(rows_of.call_count)
+    assert found[0] == found[1]
 
 
 # --- foreground_random, clasp ---------------------------------------------------------------

@@ -368,6 +368,32 @@ def test_any_order_shards_and_shortlist_give_the_plain_rule(
     assert got == wanted
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    case=cases(),
+    images=st.integers(1, 12),
+    groups=st.integers(1, 4),
+    share=st.sampled_from([0.2, 0.5, 0.8]),
+    shards=st.integers(1, 4),
+    part=st.integers(1, 20),
+)
+def test_uniform_where_much_is_labelled_and_groups_lie_across_each_other(
+    case: Case, images: int, groups: int, share: float, shards: int, part: int
+) -> None:
+    (seed, _, rows, axes, single), _, _ = case
+    gen = torch.Generator().manual_seed(seed)
+    offers = random_offers(seed, images, rows, axes, single)
+    number = torch.randperm(3 * images, generator=gen)[:images]  # gaps in the listing, and images in any order
+    offers = replace(
+        offers,
+        image=number[offers.image],
+        group=torch.randint(0, groups, (images,), generator=gen)[offers.image],
+        labelled=torch.rand(len(offers), generator=gen) < share,
+    )
+    wanted, got = same_choice(StrategyConfig(name="uniform"), case, shards, seed % 1000, (1, part), offers=offers)
+    assert got == wanted
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     case=cases(),
