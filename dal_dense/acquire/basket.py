@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dal_dense.acquire.base import Budget
-from dal_dense.acquire.blocks import Blocks, in_parts
+from dal_dense.acquire.rows_by_image import RowsByImage, in_parts
 from dal_dense.acquire.times import Times
 from dal_dense.offers import KINDS, Offers
 
@@ -49,7 +49,7 @@ class Basket:
         self.values: list[float] = []
         self._per_image: dict[int, int] = {}
         self._per_group: dict[int, int] = {}
-        self.blocks = Blocks(offers.image)
+        self.blocks = RowsByImage(offers.image)
         apart = budget.max_per_group is not None or budget.min_gap is not None
         self._group_of = self.blocks.of_images(offers.group) if apart else None
         time = offers.extra.get("time") if budget.min_gap is not None else None

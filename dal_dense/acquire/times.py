@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dal_dense.acquire.blocks import in_parts
+from dal_dense.acquire.rows_by_image import in_parts
 
 _PAIRS = 1 << 18
 """Pairs of frames that are looked at together."""

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dal_dense import noise
 from dal_dense.acquire.base import Aim
-from dal_dense.acquire.blocks import Blocks, in_parts
 from dal_dense.acquire.one_by_one import one_by_one
+from dal_dense.acquire.rows_by_image import RowsByImage, in_parts
 from dal_dense.acquire.shards import PART, BasketShard
 from dal_dense.acquire.shortlist import Candidates, Picks, Rows, Shards, joined
 from dal_dense.offers import Offers
@@ -61,7 +61,7 @@ class UniformShard(BasketShard):
         group = blocks.of_images(offers.group)
         order = group.argsort(stable=True)  # images group by group, and ascending in each
         self._images = blocks.images[order].to(offers.device)
-        self._of_group = Blocks(group[order].to(offers.device))
+        self._of_group = RowsByImage(group[order].to(offers.device))  # groups in place of images, images of rows
         self._group = self._of_group.places(group[order])
         self._line = self._group * _BETWEEN + self._images
         self._counted = 0  # picks that the levels know of

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dal_dense.acquire import Basket, Budget, Round, Selection, acquire, acquire_shards
-from dal_dense.acquire.blocks import Blocks
 from dal_dense.acquire.distance import nearest
+from dal_dense.acquire.rows_by_image import RowsByImage
 from dal_dense.acquire.values import scheduled_beta
 from dal_dense.config import StrategyConfig
 from dal_dense.errors import BudgetError, ConfigError, DataError
@@ -343,7 +343,7 @@ def test_uniform_looks_up_rows_as_often_however_many_are_labelled() -> None:
     found = []
     for every in (40, 2):
         offers = table(400, group=[i // 100 for i in range(400)], labelled=range(0, 400, every))
-        with mock.patch.object(Blocks, "rows_of", autospec=True, side_effect=Blocks.rows_of) as rows_of:
+        with mock.patch.object(RowsByImage, "rows_of", autospec=True, side_effect=RowsByImage.rows_of) as rows_of:
             assert len(choose("uniform", offers, 3.0)) == 3
         found.append(rows_of.call_count)
     assert found[0] == found[1]

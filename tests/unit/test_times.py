@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dal_dense.acquire import Basket, Budget
-from dal_dense.acquire.blocks import in_parts
+from dal_dense.acquire.rows_by_image import in_parts
 from dal_dense.acquire.times import Times
 from tests.conformance.test_strategies import image_offers
 

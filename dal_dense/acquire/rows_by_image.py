@@ -9,9 +9,9 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 
-class Blocks:
-    """Rows by image. A pool is read image by image, so the rows of an image mostly lie together: then the
-    ends of the blocks are all that is kept. Rows in another order cost an index of 8 bytes a row.
+class RowsByImage:
+    """A pool is read image by image, so the rows of an image mostly lie together: then the ends of these blocks are
+    all that is kept. Rows in another order cost an index of 8 bytes a row.
 
     Attributes:
         images: numbers of the images that have rows, ascending, int64 (I,), on the CPU.
