@@ -19,6 +19,8 @@ SAMPLE = 2000
 """Balls by which the radius is found."""
 BELOW = 0.999
 """Of a distance: below it by more than float32's rounding."""
+EQUAL = 1 - 1e-5
+"""Of a distance: from here up to it the difference may be rounding."""
 
 
 class ProbCover:
@@ -69,9 +71,10 @@ class ProbCover:
 def pure_radius(rows: Float[Tensor, "N E"], label: Int[Tensor, " N"], sample: Int[Tensor, " n"]) -> float:
     """The radius at which `PURITY` of the balls around sampled rows hold no row of another cluster.
 
-    A ball is pure as long as its radius is below the distance to the nearest row of another cluster, so the radius is a
-    quantile of these distances; infinite if there is one cluster only. If so many rows have a copy in another cluster
-    that no radius is pure enough, it lies below the smallest distance but 0: then only balls with copies are impure.
+    A ball is pure as long as its radius is below the distance to the nearest row of another cluster, so the radius lies
+    between a quantile of these distances and the next below; infinite if there is one cluster only. If so many rows
+    have a copy in another cluster that no radius is pure enough, it lies below the smallest distance but 0: then only
+    balls with copies are impure.
 
     Args:
         rows: features, float32.
@@ -93,7 +96,9 @@ def pure_radius(rows: Float[Tensor, "N E"], label: Int[Tensor, " N"], sample: In
         found.append(torch.where(best.isinf(), best, exact))
     enemies = torch.cat(found).sort().values
     place = int((1 - PURITY) * len(enemies))
-    if place and float(enemies[place]) > 0:  # between two of them, so that no distance equals the radius
-        return float((enemies[place - 1] + enemies[place]) / 2)
+    if place and float(enemies[place]) > 0:
+        # between two that differ, so that none equals the radius; two nearest enemies of each other have the same
+        below = enemies[enemies < EQUAL * enemies[place]]
+        return float((below[-1] + enemies[place]) / 2) if len(below) else BELOW * float(enemies[place])
     apart = enemies[enemies > 0]
     return BELOW * float(apart[0]) if len(apart) else 0.0

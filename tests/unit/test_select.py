@@ -634,6 +634,34 @@ def test_copies_in_two_clusters_do_not_make_the_radius_nothing(many: int) -> Non
     assert pure_radius(x[:2], label[:2], torch.arange(2)) == 0  # nothing but copies
 
 
+def covered_by_all(x: Tensor, radius: float) -> ProbCover:
+    picker = ProbCover(x, radius, x[:0])
+    assert len(pick(picker, free(x), len(x))) == len(x)
+    return picker
+
+
+@pytest.mark.parametrize("pairs", [10, 20, 30])
+def test_rows_that_are_each_others_nearest_enemy_do_not_make_their_distance_the_radius(pairs: int) -> None:
+    gen = torch.Generator().manual_seed(0)
+    place = 30 * torch.randn(pairs, 4, generator=gen) + torch.arange(pairs)[:, None] * 50.0
+    apart = 1 + 0.1 * torch.arange(pairs)  # of two rows each, so every distance is there twice
+    step = torch.nn.functional.normalize(torch.randn(pairs, 4, generator=gen), dim=1) * apart[:, None]
+    x, label = torch.cat([place, place + step]), torch.arange(2 * pairs) // pairs
+    radius = pure_radius(x, label, torch.arange(len(x)))
+    assert radius == pytest.approx(0.999 if pairs == 10 else 1.05, abs=2e-4)  # below the first, or the first two
+    assert not covered_by_all(x, radius)._count.any()
+
+
+@pytest.mark.parametrize("scale", [0.1, 1 / 3])
+@pytest.mark.parametrize("offset", [0, 100])
+def test_counts_of_prob_cover_end_at_nothing(scale: float, offset: int) -> None:
+    """On a grid most distances are equal, but for their rounding; a radius among them counts some rows by chance."""
+    for seed in range(40):
+        x, gen = points((seed, 120, 1 + seed % 4, True)) * scale + offset, torch.Generator().manual_seed(seed)
+        radius = pure_radius(x, torch.randint(0, 3, (len(x),), generator=gen), torch.arange(len(x)))
+        assert not covered_by_all(x, radius)._count.any()
+
+
 # --- all
 
 
