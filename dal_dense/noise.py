@@ -60,7 +60,8 @@ def region_keys(image_id: str, regions: Regions) -> Int[Tensor, " regions"]:
 def uniform(keys: Int[Tensor, " n"], seed: int, stream: str) -> Float[Tensor, " n"]:
     """One number in (0, 1) a key, float64; streams are independent of each other."""
     bits = _mix(keys ^ _signed(derive_seed(seed, stream)))
-    return (_shift(bits, 11).double() + 0.5) * 2.0**-53
+    # of the largest number the half is rounded up, to 1
+    return ((_shift(bits, 11).double() + 0.5) * 2.0**-53).clamp_max(1 - 2.0**-53)
 
 
 def gumbel(keys: Int[Tensor, " n"], seed: int, stream: str) -> Float[Tensor, " n"]:

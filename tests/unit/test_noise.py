@@ -40,6 +40,12 @@ def test_draws_are_what_the_mixer_says_on_any_machine() -> None:
     assert noise.gumbel(KEYS[:50], 5, "power").tolist() == pytest.approx(gumbel, rel=1e-12)
 
 
+def test_the_largest_draw_is_below_one() -> None:
+    largest = torch.tensor([4643069256314092908])  # whose 53 bits are all ones
+    assert noise.uniform(largest, 0, "power").tolist() == [1 - 2.0**-53]
+    assert noise.gumbel(largest, 0, "power").tolist() == [pytest.approx(53 * math.log(2))]
+
+
 @pytest.mark.parametrize("draw", DRAWS)
 @given(size=st.integers(1, 5003), shuffle=st.integers(0, 1000))
 @settings(max_examples=25, deadline=None)
