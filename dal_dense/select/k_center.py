@@ -24,8 +24,9 @@ EAGER = ("cuda",)
 """Kinds of devices on which the group's distances are float64 throughout, unless many rows are alike."""
 _UNIT = 2.0**-24
 """Relative rounding of float32."""
-_LARGEST = torch.finfo(torch.float32).max / 4
-"""Two rows of this squared length may be a squared distance of four times it apart."""
+_LARGEST = torch.finfo(torch.float32).max / 8
+"""Two rows of this squared length may be a squared distance of four times it apart; to that a length is added, or twice
+what it may be wrong by, which is below three times the length for any width under 800,000."""
 
 
 class KCenter:

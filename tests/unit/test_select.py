@@ -70,8 +70,20 @@ def test_features_whose_squares_overflow_are_refused(scale: float, where: str) -
     large = torch.cat([x, x[:1] * scale])
     with pytest.raises(ValueError, match=r"exceed float32.*scale the features down"):
         pick(KCenter(large, x[:1]) if where == "rows" else KCenter(x, large[-1:]), free(x, 1), 3)
-    at_most = x / x.norm(dim=1).max() * 8e18
-    assert pick(KCenter(at_most, at_most[:1]), free(x, 1), 5).tolist() == farthest_first(at_most, 1, 5)
+
+
+@pytest.mark.parametrize("eager", [(), ("cpu",)])
+def test_the_largest_features_that_are_let_through_are_compared(
+    eager: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(center_module, "EAGER", eager)
+    x = torch.tensor([[6.5e18], [-6.5e18], [3e18], [-3e18]])
+    for labelled in (0, 1):
+        picker = KCenter(x, x[:labelled])
+        assert pick(picker, free(x, labelled), 4).tolist() == farthest_first(x, labelled, 4 - labelled)
+    for large in (6.6e18, 9e18):
+        with pytest.raises(ValueError, match="exceed float32"):
+            KCenter(torch.tensor([[large], [-large]]), x[:0])
 
 
 def farthest_first(x: Tensor, labelled: int, count: int) -> list[int]:
