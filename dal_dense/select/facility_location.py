@@ -41,7 +41,7 @@ class FacilityLocation:
         """
         unit = torch.nn.functional.normalize(rows, dim=1)
         labelled = torch.nn.functional.normalize(centres, dim=1)
-        self._bar = torch.zeros_like(rows[:, 0])  # what a cosine must exceed to serve a row better
+        self._bar = rows.new_zeros(len(rows))  # what a cosine must exceed to serve a row better
         for part in blocks(len(rows), max(centres.shape), rows.device) if len(centres) else ():
             best = (unit[part] @ labelled.T).amax(1)
             self._bar[part] = torch.where(best > 0, best + ALIKE, 0)
@@ -108,7 +108,7 @@ def _of(
     """What rows add by serving others better than `low`, each up to `top`."""
 
     def work(part: slice) -> Float64[Tensor, " rows"]:
-        found = torch.zeros_like(unit[part, 0], dtype=torch.float64)
+        found = unit.new_zeros(part.stop - part.start, dtype=torch.float64)
         for few in sides(len(served), unit.device):
             found += sums((unit[part] @ served[few].T).clamp_(low[few], top[few]), 1)
         return found

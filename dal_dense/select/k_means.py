@@ -68,7 +68,7 @@ def k_means_picker(
         count: how many will be picked, as well as is known.
         key: keys of the rows; seed: of this use.
     """
-    label, worth = torch.full_like(key, -1), torch.full_like(rows[:, 0], -torch.inf)
+    label, worth = torch.full_like(key, -1), rows.new_full((len(rows),), -torch.inf)
     if among.any():
         clusters = k_means(rows[among], count, key[among], seed)
         label[among], worth[among] = clusters.label, -clusters.squared.sqrt()

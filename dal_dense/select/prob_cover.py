@@ -7,6 +7,8 @@ them only through the rows that it newly covers, and a row is newly covered once
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -79,8 +81,10 @@ def pure_radius(rows: Float[Tensor, "N E"], label: Int[Tensor, " N"], sample: In
     Args:
         rows: features, float32.
         label: cluster of each row, as k-means with a cluster for each class gives it.
-        sample: rows whose balls are looked at.
+        sample: rows whose balls are looked at; without any the radius is infinite.
     """
+    if not len(sample):
+        return math.inf
     x = rows - middle_of(rows)
     norm, found = square(x), []
     for part in sides(len(sample), rows.device):

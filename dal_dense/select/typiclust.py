@@ -35,7 +35,7 @@ def typiclust(
 
     def worth(members: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         open_rows = ~labelled[members]
-        value = torch.full_like(rows[members, 0], -torch.inf)
+        value = rows.new_full((len(members),), -torch.inf)
         value[open_rows] = typicality(rows[members[open_rows]])
         return value
 
@@ -49,7 +49,7 @@ def typicality(rows: Float[Tensor, "n E"]) -> Float[Tensor, " n"]:
     """
     near = min(NEIGHBOURS, len(rows) - 1)
     x = rows - middle_of(rows)
-    norm, value = square(x), torch.zeros_like(rows[:, 0])
+    norm, value = square(x), rows.new_zeros(len(rows))
     for part in blocks(len(rows), max(rows.shape), rows.device) if near > 0 else ():
         apart = norm[part, None] + torch.addmm(norm, x[part], x.T, alpha=-2)
         itself = torch.arange(part.start, part.stop, device=rows.device)

@@ -619,6 +619,7 @@ def test_pure_radius_is_the_largest_whose_balls_are_pure() -> None:
     pure = [float(((apart < r) <= (label[:, None] == label)).all(1).double().mean()) for r in (radius, radius + 1)]
     assert pure[0] >= 0.95 > pure[1]
     assert pure_radius(x, 0 * label, torch.arange(50)) == math.inf
+    assert pure_radius(x, label, label[:0]) == pure_radius(x[:0], label[:0], label[:0]) == math.inf
 
 
 def purity(x: Tensor, label: Tensor, radius: float) -> float:
@@ -681,7 +682,7 @@ def made(name: str, x: Tensor, key: Tensor) -> Picker:
     return {
         "k_center": lambda: KCenter(x, x[:0]),
         "facility_location": lambda: FacilityLocation(x, x[:0]),
-        "badge": lambda: badge(x[:, :2].abs(), x, key, 5),
+        "badge": lambda: badge(x[:, :2].abs() if x.shape[1] else torch.ones(len(x), 2), x, key, 5),
         "k_means": lambda: k_means_picker(x, free(x), 4, key, 5),
         "typiclust": lambda: typiclust(x, torch.zeros_like(key, dtype=torch.bool), 4, key, 5),
         "prob_cover": lambda: ProbCover(x, 2.0, x[:0]),
@@ -689,6 +690,12 @@ def made(name: str, x: Tensor, key: Tensor) -> Picker:
 
 
 NAMES = ("k_center", "facility_location", "badge", "k_means", "typiclust", "prob_cover")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_features_of_no_width_are_all_alike(name: str) -> None:
+    x, key = torch.zeros(30, 0), torch.arange(30)
+    assert sorted(pick(made(name, x, key), free(x), 30).tolist()) == list(range(30))
 
 
 @pytest.mark.parametrize("name", NAMES)
