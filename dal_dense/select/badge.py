@@ -9,6 +9,7 @@ from __future__ import annotations
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dal_dense.select.checks import check_types
 from dal_dense.select.seeding import Seeding
 
 
@@ -16,8 +17,12 @@ def badge(residual: Float[Tensor, "N C"], rows: Float[Tensor, "N E"], key: Int[T
     """The longest gradient first, then k-means++ draws, as published.
 
     Args:
-        residual: probabilities less the predicted class's one-hot vector, or what takes their place.
-        rows: the features that the last layer sees.
+        residual: probabilities less the predicted class's one-hot vector, or what takes their place, float32.
+        rows: the features that the last layer sees, float32.
         key: keys of the rows; seed: of this use.
+
+    Raises:
+        ValueError: if a number is not float32 or not finite.
     """
+    check_types(residual=residual, rows=rows)
     return Seeding((residual, rows), key, seed, longest_first=True)

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from dal_dense.select.blocks import Team, blocks, one_thread, sides, strips, sums
+from dal_dense.select.blocks import Team, blocks, one_thread, sides, square, strips, sums
+from dal_dense.select.checks import check_lengths, check_types
 
 ALIKE = 2e-6
 """Cosines that differ by less are equal, for they are float32: a copy of a chosen row gains nothing."""
@@ -25,6 +26,8 @@ MANY = 4
 """Where one in so many rows or more is served from afar, their cosines with each other are worked out once for both."""
 AHEAD = 8
 """Rows whose cosines with all are worked out at once: memory is read once for all of them."""
+SHORT = 1e-12
+"""A row shorter than this has no direction of its own."""
 MARGIN = 1e-2
 """Rounding of three angles, radians: the arc cosine of a float32 cosine next to 1 is off by 0.001."""
 
@@ -38,9 +41,12 @@ class FacilityLocation:
         Args:
             rows: features, float32; only their directions count.
             centres: features of what is labelled; M may be 0.
+
+        Raises:
+            ValueError: if a feature is not float32 or not finite, or squared lengths of rows exceed float32.
         """
-        unit = torch.nn.functional.normalize(rows, dim=1)
-        labelled = torch.nn.functional.normalize(centres, dim=1)
+        check_types(rows=rows, centres=centres)
+        unit, labelled = _directions(rows), _directions(centres)
         self._bar = rows.new_zeros(len(rows))  # what a cosine must exceed to serve a row better
         for part in blocks(len(rows), max(centres.shape), rows.device) if len(centres) else ():
             best = (unit[part] @ labelled.T).amax(1)
@@ -96,6 +102,13 @@ class FacilityLocation:
         others = torch.ones_like(self._gain, dtype=torch.bool).index_fill_(0, served, False).nonzero()[:, 0]
         for part in blocks(len(others), theirs.shape[1], served.device):
             self._gain[others[part]] -= _of(self._team, self._unit[others[part]], theirs, low, top)
+
+
+def _directions(rows: Float[Tensor, "n E"]) -> Float[Tensor, "n E"]:
+    """Rows of length 1, as `torch.nn.functional.normalize` makes them; it makes 0 of those whose length overflows."""
+    length: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    check_lengths(square(length))
+    return rows / length.clamp_min(SHORT)
 
 
 def _of(

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from dal_dense.select.blocks import blocks, middle_of, nearest_product, of_smallest_key, one_thread, sized, square
+from dal_dense.select.checks import check_lengths, check_types
 
 GROUP = {"cpu": 1 << 11, "gpu": 1 << 14}
 """Rows kept up to date: what a cache holds, and what keeps a GPU busy."""
@@ -24,9 +25,6 @@ EAGER = ("cuda",)
 """Kinds of devices on which the group's distances are float64 throughout, unless many rows are alike."""
 _UNIT = 2.0**-24
 """Relative rounding of float32."""
-_LARGEST = torch.finfo(torch.float32).max / 8
-"""Two rows of this squared length may be a squared distance of four times it apart; to that a length is added, or twice
-what it may be wrong by, which is below three times the length for any width under 800,000."""
 
 
 class KCenter:
@@ -49,8 +47,9 @@ class KCenter:
             origin: None: the mean of the rows.
 
         Raises:
-            ValueError: if a feature is not finite, or squared distances of features exceed float32.
+            ValueError: if a feature is not float32 or not finite, or squared distances of features exceed float32.
         """
+        check_types(rows=rows, centres=centres)
         self._rows, self._key, self._begun = rows, key, len(centres) > 0
         self._eager = rows.device.type in EAGER
         self._middle = middle_of(rows)
@@ -60,14 +59,9 @@ class KCenter:
         # |computed - true| of a squared distance is at most this times |x|^2 + distance^2: a product and two norms
         # of E terms each, and |c| <= |x| + distance
         self._slack = (6 * rows.shape[1] + 32) * _UNIT
-        for norm in (self._norm, square(centres - self._middle)):
-            if len(norm) and not float(norm.max()) < _LARGEST:  # NaN is not
-                raise ValueError(
-                    "k-centre: squared distances of the features exceed float32, or a feature is not finite (largest "
-                    f"squared length {float(norm.max()):.3g}); scale the features down"
-                )
-        origin = self._middle if origin is None else origin
-        self._start(centres if self._begun else origin[None])
+        start = centres if self._begun else (self._middle if origin is None else origin)[None]
+        check_lengths(self._norm, square(start - self._middle))
+        self._start(start)
 
     def next(self, allowed: Bool[Tensor, " N"]) -> tuple[int, float]:
         """The allowed row farthest from its nearest centre, and that distance; of equals the first, or by key."""

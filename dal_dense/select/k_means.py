@@ -11,6 +11,7 @@ from torch import Tensor
 from dal_dense.select.base import pick
 from dal_dense.select.blocks import blocks, middle_of, nearest_product, square
 from dal_dense.select.by_cluster import ByCluster
+from dal_dense.select.checks import check_lengths, check_types
 from dal_dense.select.seeding import Seeding
 
 ROUNDS = 50
@@ -41,10 +42,15 @@ def k_means(rows: Float[Tensor, "N E"], count: int, key: Int[Tensor, " N"], seed
         rows: features, float32; at least one.
         count: clusters; no more than rows are made.
         key: keys of the rows; seed: of this use.
+
+    Raises:
+        ValueError: if a feature is not float32 or not finite, or squared distances of features exceed float32.
     """
+    check_types(rows=rows)
     middle = middle_of(rows)
     x = rows - middle
     norm = square(x)
+    check_lengths(norm)
     seeds = Seeding((x,), key, seed, longest_first=False)
     centres = x[pick(seeds, torch.ones_like(norm, dtype=torch.bool), count)]
     label, squared = _assigned(x, norm, centres)
@@ -67,6 +73,9 @@ def k_means_picker(
         among: rows to be clustered (what is not labelled); the others can't be picked.
         count: how many will be picked, as well as is known.
         key: keys of the rows; seed: of this use.
+
+    Raises:
+        ValueError: as `k_means`; features of the other rows are not read.
     """
     label, worth = torch.full_like(key, -1), rows.new_full((len(rows),), -torch.inf)
     if among.any():

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dal_dense.select.blocks import blocks, middle_of, nearest_product, sides, square
+from dal_dense.select.checks import check_lengths, check_types
 
 PURITY = 0.95
 """Share of balls that must hold rows of one cluster only, as published."""
@@ -35,14 +36,20 @@ class ProbCover:
             rows: features, float32. A distance that equals the radius to float32's rounding may count or not.
             radius: of the balls.
             centres: features of what is labelled; M may be 0.
+
+        Raises:
+            ValueError: if a feature is not float32 or not finite, or squared distances of features exceed float32.
         """
+        check_types(rows=rows, centres=centres)
         middle = middle_of(rows)
         self._x, self._radius = rows - middle, radius
         self._norm = square(self._x)
         self._covered = torch.zeros_like(self._norm, dtype=torch.bool)
         labelled = centres - middle
+        half = square(labelled) / 2
+        check_lengths(self._norm, 2 * half)
         for part in blocks(len(rows), max(centres.shape), rows.device) if len(centres) else ():
-            apart, _ = nearest_product(self._x[part], self._norm[part], labelled, square(labelled) / 2)
+            apart, _ = nearest_product(self._x[part], self._norm[part], labelled, half)
             self._covered[part] = apart < radius**2
         self._count = self._within((~self._covered).nonzero()[:, 0])
 
@@ -82,11 +89,16 @@ def pure_radius(rows: Float[Tensor, "N E"], label: Int[Tensor, " N"], sample: In
         rows: features, float32.
         label: cluster of each row, as k-means with a cluster for each class gives it.
         sample: rows whose balls are looked at; without any the radius is infinite.
+
+    Raises:
+        ValueError: if a feature is not float32 or not finite, or squared distances of features exceed float32.
     """
+    check_types(rows=rows)
     if not len(sample):
         return math.inf
     x = rows - middle_of(rows)
     norm, found = square(x), []
+    check_lengths(norm)
     for part in sides(len(sample), rows.device):
         these = sample[part]
         best, which = torch.full_like(norm[these], torch.inf), these

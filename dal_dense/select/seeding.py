@@ -25,6 +25,7 @@ from torch import Tensor
 
 from dal_dense import noise
 from dal_dense.select.blocks import blocks, of_smallest_key, one_thread, sized, square
+from dal_dense.select.checks import check_lengths
 
 TINY = 1e-30
 """Squared distance that stands for zero: where all are copies, the draw is even."""
@@ -52,6 +53,9 @@ class Seeding:
             key: keys of the rows, for their draws; of equals the row of the smaller key comes first.
             seed: of this use.
             longest_first: begin with the longest vector; else with an even draw.
+
+        Raises:
+            ValueError: if a number is not finite.
         """
         self._factors, self._key = factors, key
         self._left = -noise.uniform(key, seed, "race").log()
@@ -59,6 +63,7 @@ class Seeding:
         self._length = torch.empty_like(self._left)
         for part in self._parts():
             self._length[part] = _product([square(fixed_point(f[part])) for f in factors])
+        check_lengths(self._length, most=torch.inf)
         self._first = self._length if longest_first else noise.uniform(key, seed, "first")
         self._time = self._now = 0.0  # up to which all rows are up to date; of the last row taken
         self._taken: list[_Taken] = []  # between the two

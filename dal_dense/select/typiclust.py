@@ -28,6 +28,9 @@ def typiclust(
         labelled: rows that are labelled; no part of what makes a row typical, as published.
         count: how many will be picked, as well as is known.
         key: keys of the rows; seed: of this use.
+
+    Raises:
+        ValueError: as `k_means`.
     """
     wanted = min(int(labelled.sum()) + max(count, 1), CLUSTERS)
     label = k_means(rows, wanted, key, seed).label

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -690,6 +691,43 @@ def made(name: str, x: Tensor, key: Tensor) -> Picker:
 
 
 NAMES = ("k_center", "facility_location", "badge", "k_means", "typiclust", "prob_cover")
+
+
+@pytest.mark.parametrize("name", (*NAMES, "pure_radius"))
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_features_that_are_not_finite_are_refused(name: str, bad: float) -> None:
+    x, key = points((0, 50, 4, False)), torch.arange(50)
+    x[30, 3] = bad
+    with pytest.raises(ValueError, match=r"a feature is not finite.*look for NaN"):
+        pure_radius(x, key, key) if name == "pure_radius" else made(name, x, key)
+
+
+@pytest.mark.parametrize("name", ["facility_location", "k_means", "typiclust", "prob_cover"])
+def test_features_whose_squares_overflow_are_refused_by_all_that_square_them(name: str) -> None:
+    x, key = points((0, 50, 4, False)), torch.arange(50)
+    with pytest.raises(ValueError, match="exceed float32"):
+        made(name, x * 1e19, key)
+    rows = pick(made(name, x * 2.0**58, key), free(x), 50)  # 3e17, and any power of two is exact
+    assert len(rows.unique()) == 50
+    if name != "prob_cover":  # whose radius is not scaled
+        assert rows.tolist() == pick(made(name, x, key), free(x), 50).tolist()
+
+
+@pytest.mark.parametrize("kind", [KCenter, FacilityLocation, lambda x, c: ProbCover(x, 1.0, c)])
+def test_centres_that_are_not_finite_are_refused(kind: Callable[[Tensor, Tensor], Picker]) -> None:
+    x = points((0, 50, 4, False))
+    for bad in (math.nan, math.inf, 1e20):
+        with pytest.raises(ValueError, match="a feature is not finite"):
+            kind(x, x[:2] * bad)
+
+
+@pytest.mark.parametrize("name", (*NAMES, "pure_radius"))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_features_of_other_types_are_refused(name: str, dtype: torch.dtype) -> None:
+    x, key = points((0, 50, 4, False)).to(dtype), torch.arange(50)
+    word = str(dtype).removeprefix("torch.")
+    with pytest.raises(ValueError, match=rf"must be float32; got {word}; call \.float\(\)"):
+        pure_radius(x, key, key) if name == "pure_radius" else made(name, x, key)
 
 
 @pytest.mark.parametrize("name", NAMES)
