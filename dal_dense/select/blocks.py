@@ -22,6 +22,8 @@ SIDE = {"cpu": 640, "gpu": 1 << 11}
 """Rows, and columns, of a block of N x N; on a CPU no power of two, whose rows share lines of the cache."""
 STRIP = {"cpu": 320, "gpu": 1 << 11}
 """Rows of such a block where each thread has one of its own."""
+GROUP = {"cpu": 1 << 11, "gpu": 1 << 14}
+"""Rows that a greedy choice keeps up to date: what a cache holds, and what keeps a GPU busy."""
 TURNS = 4
 """Runs of tasks a thread, so that none waits long for a slower one."""
 

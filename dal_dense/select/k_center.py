@@ -16,11 +16,18 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from dal_dense.select.blocks import blocks, middle_of, nearest_product, of_smallest_key, one_thread, sized, square
+from dal_dense.select.blocks import (
+    GROUP,
+    blocks,
+    middle_of,
+    nearest_product,
+    of_smallest_key,
+    one_thread,
+    sized,
+    square,
+)
 from dal_dense.select.checks import check_lengths, check_types
 
-GROUP = {"cpu": 1 << 11, "gpu": 1 << 14}
-"""Rows kept up to date: what a cache holds, and what keeps a GPU busy."""
 EAGER = ("cuda",)
 """Kinds of devices on which the group's distances are float64 throughout, unless many rows are alike."""
 _UNIT = 2.0**-24

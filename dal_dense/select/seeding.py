@@ -24,13 +24,11 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from dal_dense import noise
-from dal_dense.select.blocks import blocks, of_smallest_key, one_thread, sized, square
+from dal_dense.select.blocks import GROUP, blocks, of_smallest_key, one_thread, sized, square
 from dal_dense.select.checks import check_lengths
 
 TINY = 1e-30
 """Squared distance that stands for zero: where all are copies, the draw is even."""
-GROUP = {"cpu": 1 << 11, "gpu": 1 << 14}
-"""Rows kept up to date: what a cache holds, and what keeps a GPU busy."""
 BLOCK = 16
 """Rows taken that all rows meet at once."""
 _EARLY = 1 - 1e-9

@@ -109,7 +109,7 @@ def test_k_center_is_that_of_float64(
     x = points(shape) + 100.0 * offset  # an offset costs products their digits unless it is taken away
     labelled = min(labelled, len(x) - 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(center_module.GROUP, "cpu", group)
+        patch.setitem(sizes.GROUP, "cpu", group)
         patch.setattr(center_module, "EAGER", (eager,))  # "cpu": as it is done on a GPU
         rows = pick(KCenter(x, x[:labelled]), free(x, labelled), len(x)).tolist()
     assert rows == farthest_first(x, labelled, len(x) - labelled)
@@ -119,7 +119,7 @@ def test_k_center_is_that_of_float64(
 def test_k_center_with_a_group_that_is_made_anew(eager: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(center_module, "EAGER", eager)
     x = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0))  # so few axes that every pick lowers many
-    monkeypatch.setitem(center_module.GROUP, "cpu", 64)
+    monkeypatch.setitem(sizes.GROUP, "cpu", 64)
     made, again = 0, KCenter._regroup
 
     def counted(self: KCenter, allowed: Tensor) -> None:
@@ -370,7 +370,7 @@ def test_the_race_in_parts_is_the_same_to_the_last_bit(
     mixed = torch.randperm(len(x), generator=gen)
     part = torch.randint(0, parts, (len(x),), generator=gen)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SEEDS.GROUP, "cpu", at_once[0])
+        patch.setitem(sizes.GROUP, "cpu", at_once[0])
         patch.setattr(SEEDS, "BLOCK", at_once[1])
         patch.setitem(sizes.CELLS, "cpu", at_once[2])
         assert race_in_parts((residual, x, key), [mixed[part == i] for i in range(parts)], len(x)) == whole
