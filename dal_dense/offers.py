@@ -16,8 +16,8 @@ from torch import Tensor
 from dal_dense.errors import DataError
 from dal_dense.regions import Regions
 
-LARGEST = 1e17
-"""Absolute value that an embedding may hold: squared distances of 2048 such numbers are still finite in float32."""
+LARGEST = 5e16
+"""Absolute value that an embedding may hold: so `select` takes features of 2048 such numbers (`checks.LARGEST`)."""
 KINDS = ("crop", "slice", "image", "box")
 """Query kinds; `Offers.kind` holds the position in this tuple."""
 

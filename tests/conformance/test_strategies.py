@@ -13,7 +13,7 @@ from dal_dense.acquire import STRATEGIES, Budget, Round, Selection, acquire
 from dal_dense.config import StrategyConfig
 from dal_dense.errors import BudgetError, ConfigError, DataError
 from dal_dense.noise import region_keys
-from dal_dense.offers import KINDS, Offers, Parts, concat
+from dal_dense.offers import KINDS, LARGEST, Offers, Parts, concat
 from dal_dense.regions import Regions
 
 CLASSES = 3
@@ -308,7 +308,7 @@ def test_objects_whose_numbers_are_none(name: str, column: str, value: float) ->
 
 def test_features_too_large_to_be_squared_are_refused_and_the_largest_work(name: str) -> None:
     offers = random_offers(2, 4, 8)
-    wide = torch.randn(len(offers), 2048, generator=torch.Generator().manual_seed(0)).sign() * 1e17
+    wide = torch.randn(len(offers), 2048, generator=torch.Generator().manual_seed(0)).sign() * LARGEST
     assert len(choose(name, replace(offers, embedding=wide), Budget(50.0), Round(1, 2, 0)))
     with pytest.raises(DataError, match=r"Offers.embedding must be finite and within 1e\+17 of 0; row 0"):
         choose(name, replace(offers, embedding=wide * 1e3), Budget(50.0), Round(1, 2, 0))
