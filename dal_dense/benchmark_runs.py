@@ -48,6 +48,11 @@ class Job:
         """Written once the program has ended well; a run is skipped only when this is there."""
         return self.run_dir / "finished.txt"
 
+    @property
+    def done(self) -> bool:
+        """Has this very run ended well before?"""
+        return self.finished.is_file() and self.finished.read_text(encoding="utf-8") == self.identity()
+
     def identity(self) -> str:
         """What was asked for: the arguments and the settings file's content."""
         return " ".join((*self.arguments, hashlib.sha256(self.config.read_bytes()).hexdigest()))
@@ -68,13 +73,13 @@ def planned(
 
 
 def check(jobs: Iterable[Job]) -> None:
-    """Are the settings of all runs sound? A mistake in one would else be told when the others are done.
+    """Are the settings of all runs sound that are not done? A mistake in one would else be told after the others.
 
     Raises:
         ConfigError: with each mistake once, in the words of `tools/train_al.py`.
     """
     told: list[str] = []
-    for job in jobs:
+    for job in (job for job in jobs if not job.done):
         try:
             load_config(job.arguments)
         except ConfigError as problem:
@@ -93,7 +98,7 @@ def run_all(
     """
 
     def one(job: Job) -> str | None:
-        if job.finished.is_file() and job.finished.read_text(encoding="utf-8") == job.identity():
+        if job.done:
             say(f"{job.strategy}, seed {job.seed}: finished before")
         else:
             say(f"{job.strategy}, seed {job.seed}: runs")

@@ -40,7 +40,7 @@ def open_run(config: Config, screen: Screen, ranks: Ranks) -> Iterator[Run]:
 
     Raises:
         ConfigError: if settings and data do not fit each other.
-        DataError: if the listing of the pool cannot be used, or an image is not the one that was asked.
+        DataError: if the listing of the pool cannot be used, or an image has another shape than when it was asked.
         LedgerError: if another process holds the run, or its settings changed.
     """
     if config.threads is not None:

@@ -378,7 +378,8 @@ def command(main: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
 def share_cores() -> None:
     """Threads that wait for each other soon sleep; called before torch loads, which reads this once.
 
-    By default they keep their cores busy meanwhile, 300 times as long: beside another program, most of the work.
+    By default they keep their cores busy 300 times as long: beside another program, more than they compute. For torch
+    with GNU's OpenMP, which its wheels for Linux bring; others do not read it.
     """
     if "OMP_WAIT_POLICY" not in os.environ:  # the user has not said how they wait
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)

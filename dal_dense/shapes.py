@@ -1,6 +1,7 @@
-"""Is an image still the one that was asked? A run may find its data elsewhere (`data_root`), but not other data.
+"""Has an image still the shape that it was asked at? A run may find its data elsewhere (`data_root`).
 
-A region is numbers in its image's own array, so it means nothing in an array of another shape.
+A region is numbers in its image's own array, so it means nothing in an array of another shape. Other content of the
+same shape is not noticed.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ def remember_shapes(ledger: Ledger, pool: Pool, query: Query) -> None:
 
 
 def check_shapes(run_dir: Path, pool: Pool) -> None:
-    """Have the images of which regions were asked the shape that they had then? Reads their headers only.
+    """Have the images of which regions were asked the shape that they had then?
 
-    Of ledgers that hold no shape, regions must lie inside their image. Images that are set aside, or cannot be read,
-    are left to those who need them. Records nothing.
+    Reads their headers only, which of a DICOM series are those of all slices. Of ledgers that hold no shape, regions
+    must lie inside their image. Images that are set aside, or cannot be read, are left to those who need them.
+    Records nothing.
 
     Raises:
         DataError: a line each for the first images that differ.

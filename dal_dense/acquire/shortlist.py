@@ -56,7 +56,8 @@ class Rows:
 
     @classmethod
     def of(cls, parts: Sequence[Rows]) -> Rows:
-        """All rows of all parts, in order; one part is not copied."""
+        """All rows of all parts, in order; one part is not copied. One without rows may lack columns."""
+        parts = [p for p in parts if len(p.worth)] or parts[:1]
         if len(parts) == 1:
             return parts[0]
         return cls(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dal_dense.acquire.base import Aim
 from dal_dense.acquire.basket import Basket
-from dal_dense.acquire.shards import BasketShard, first_of, highest
+from dal_dense.acquire.shards import BasketShard, bare, first_of, highest
 from dal_dense.acquire.shortlist import ByWorth, Candidates, Picks, Rows, Shards, fill, joined
 from dal_dense.acquire.survey import sample_draw
 from dal_dense.offers import Offers
@@ -36,7 +36,8 @@ class Whole:
     """A `ranking.Sharded` strategy of this kind. One place needs memory for the rows that it sees.
 
     It sees what is labelled, and of what is on offer as many rows as it may, drawn by key: first of the rows that may
-    be bought, then of the others. Where it saw a part only, what money is left buys others in the order of the draw.
+    be bought, then of the others. Where it saw a part only, what money is left buys others in the order of the draw,
+    and their value is minus their place in it, from -1 to 0.
 
     Attributes:
         strategy: spends the budget.
@@ -57,7 +58,8 @@ class Whole:
         rows = self._seen(shards)
         basket = Basket(rows.offers.to(aim.device), aim.budget)
         self.strategy(basket, aim)
-        picks = Picks().and_those_of(basket, rows)
+        few = bare(rows.offers, torch.arange(len(rows.worth)), rows.offers.image_seconds)
+        picks = Picks().and_those_of(basket, replace(rows, offers=few))
         every = int((~rows.offers.labelled).sum()) < self.most
         return picks if every else fill(shards, aim.budget, ByWorth(), picks)
 
@@ -86,20 +88,21 @@ class WholeShard(BasketShard):
         self._columns, self._when = columns, aim.when
 
     def __call__(self, picks: Picks, count: int, ask: Any) -> Candidates:
-        """Rows by their place in the draw, with the columns that the strategy reads.
+        """Rows by their place in the draw.
 
         Args:
             picks: of all shards.
             count: at most so many, labelled ones apart.
-            ask: None: the labelled rows and others; else those only that may be affordable after the picks.
+            ask: None: the labelled rows and others, with the columns that the strategy reads; else those only that may
+                be affordable after the picks, without.
         """
         self.note(picks)
         labelled = self.offers.labelled
-        if ask is None:
-            rows, floor = highest(self.offers.key, count, lambda here: (self._place(here), ~labelled[here]))
-            rows = torch.cat([labelled.nonzero()[:, 0], rows])
-        else:
+        if ask is not None:
             rows, floor = self.best(count, lambda here, price: self._place(here))
+            return self.handed(rows, self._place(rows), floor)
+        rows, floor = highest(self.offers.key, count, lambda here: (self._place(here), ~labelled[here]))
+        rows = torch.cat([labelled.nonzero()[:, 0], rows])
         columns = {name: getattr(self.offers, name) for name in self._columns}
         if len(rows) == len(labelled):
             rows = torch.arange(len(labelled), device=labelled.device)  # all, so that no column is copied

@@ -38,6 +38,6 @@ def check_lengths(*squared: Float[Tensor, " _"], most: float = LARGEST) -> None:
     for lengths in squared:
         if len(lengths) and not float(lengths.max()) < most:  # NaN is not
             raise ValueError(
-                "squared distances of the features exceed float32, or a feature is not finite (largest squared length "
+                "a feature is not finite, or squared distances of the features exceed float32 (largest squared length "
                 f"{float(lengths.max()):.3g}); look for NaN and infinite numbers, or scale the features down"
             )

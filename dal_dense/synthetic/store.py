@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,9 @@ def is_complete(root: Path, parameters: Mapping[str, Any]) -> bool:
     mark = next((name for name in (MANIFEST, BEGUN) if name in names), None)
     if mark:
         _refuse_other(root / mark, parameters)
-    elif names:
+    elif others := [name for name in names if not name.startswith((".", BEGUN))]:  # a mark may be cut off too
         raise DataError(
-            f"{root}: holds {min(names)} but no {MANIFEST}; expected a new or empty folder, so that nothing is "
+            f"{root}: holds {min(others)} but no {MANIFEST}; expected a new or empty folder, so that nothing is "
             "overwritten; name another folder, or delete this one if it is half of a made-up set"
         )
     return mark == MANIFEST
@@ -67,8 +68,9 @@ def begin(root: Path, parameters: Mapping[str, Any]) -> None:
 
 
 def finish(root: Path) -> None:
-    """Call what was begun complete."""
-    (root / BEGUN).replace(root / MANIFEST)
+    """Call what was begun complete, unless another program that made the same set has."""
+    with suppress(FileNotFoundError):
+        (root / BEGUN).replace(root / MANIFEST)
 
 
 def _no_folder(root: Path, error: OSError) -> DataError:

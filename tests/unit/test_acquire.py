@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dal_dense.acquire import Basket, Budget, Round, Selection, acquire, acquire_shards
+from dal_dense.acquire import STRATEGIES, Basket, Budget, Round, Selection, acquire, acquire_shards
 from dal_dense.acquire.distance import nearest
 from dal_dense.acquire.rows_by_image import RowsByImage
 from dal_dense.acquire.values import scheduled_beta
-from dal_dense.config import StrategyConfig
+from dal_dense.config import StrategyConfig, StrategyName
 from dal_dense.errors import BudgetError, ConfigError, DataError
-from dal_dense.offers import KINDS, Offers
+from dal_dense.offers import KINDS, Offers, Parts
 from dal_dense.regions import Regions
 
 FIRST = Round(1, 1, 0)
@@ -141,6 +141,21 @@ def test_a_gap_needs_times() -> None:
     for shards in ([bare], [timed, bare], [bare, timed]):
         with pytest.raises(ConfigError, match="min_gap: these rows have no times"):
             acquire_shards(shards, Budget(9.0, min_gap=1.0), StrategyConfig(), FIRST, quota_classes=())
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+def test_a_gap_holds_beside_a_shard_without_rows_and_times(name: StrategyName) -> None:
+    offers = replace(
+        table(8, image=[*range(8)], group=[0] * 8),
+        embedding=torch.randn(8, 4, generator=torch.Generator().manual_seed(0)),
+        extra={"time": torch.arange(8).double(), "random": torch.ones(8)},
+    )
+    offers = replace(offers, parts=Parts(torch.arange(8), torch.ones(8).long(), torch.ones(8), offers.embedding))
+    none = replace(offers[torch.zeros(0, dtype=torch.int64)], extra={})
+    budget, config = Budget(40.0, min_gap=3.0), StrategyConfig(name=name)
+    alone = acquire_shards([offers], budget, config, Round(1, 2, 0), quota_classes=(1,))
+    beside = acquire_shards([offers[:5], none, offers[5:]], budget, config, Round(1, 2, 0), quota_classes=(1,))
+    assert alone.rows.tolist() == beside.rows.tolist() and 1 < len(alone) < 4
 
 
 def test_basket_refuses_what_is_not_affordable() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dal_dense import benchmark_runs, benchmarking
-from dal_dense.errors import DataError
+from dal_dense.errors import ConfigError, DataError
 from dal_dense.ledger import Ledger
 from dal_dense.results import Results, area_under_curve, bootstrap, collect, finite, load
 
@@ -179,8 +179,11 @@ def test_jobs_run_once_and_failures_are_told(tmp_path: Path) -> None:
     assert [(j.strategy, j.seed) for j in jobs] == [("hybrid", 0), ("random", 0), ("hybrid", 1), ("random", 1)]
     assert len({j.run_dir for j in jobs}) == 4
     said: list[str] = []
+    with pytest.raises(ConfigError, match="data_root"):
+        benchmark_runs.check(jobs)
     for _ in range(2):
         benchmark_runs.run_all(jobs, at_once=2, say=said.append, train=program)
+    benchmark_runs.check(jobs)  # of runs that are done nothing is asked, such as data that is gone
     assert sum(s.endswith("done") for s in said) == 4 and sum(s.endswith("finished before") for s in said) == 4
     config.write_text("seed: 1")  # other settings in the file
     benchmark_runs.run_all(jobs[:1], at_once=1, say=said.append, train=program)

@@ -22,6 +22,7 @@ from dal_dense.synthetic.ct import phantom
 from dal_dense.synthetic.drive import WEATHER
 from dal_dense.synthetic.driving import THINGS, drive
 from dal_dense.synthetic.scene import NEAR, Camera, Painter, sampled, speckle
+from dal_dense.synthetic.store import begin, finish, is_complete
 from dal_dense.synthetic.street import SIDEWALK, SKY, VEHICLE
 
 SHAPE = (32, 24, 24)
@@ -102,6 +103,16 @@ def test_a_set_that_was_cut_off_is_made_again(ensure, numbers, whole, tmp_path, 
     assert _digests(tmp_path) == before, "a case of the other seed would be among ours"
     assert ensure(tmp_path, seed=3, **numbers)
     assert _digests(tmp_path) == _digests(request.getfixturevalue(whole))
+
+
+def test_a_mark_that_was_cut_off_and_hidden_files_do_not_count(tmp_path):
+    for name in ("synthetic.json.part.part", ".DS_Store"):
+        (tmp_path / name).write_text("")
+    begin(tmp_path, CT)
+    begin(tmp_path, CT)  # another program makes the same set
+    finish(tmp_path)
+    finish(tmp_path)
+    assert is_complete(tmp_path, CT)
 
 
 @pytest.mark.parametrize(("ensure", "numbers"), [(ensure_ct, CT), (ensure_driving, FRAMES)])
