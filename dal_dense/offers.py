@@ -158,12 +158,14 @@ def _check(name: str, column: Tensor, offers: Offers, image: str, row_of: Int[Te
     low, high = column.aminmax()  # NaN if any entry is; no column of truth values is made
     if low >= least and high <= most:
         return
-    bad = int((~((column >= least) & (column <= most))).reshape(len(column), -1).any(1).nonzero()[0, 0])
+    wrong = ~((column >= least) & (column <= most)).reshape(len(column), -1)
+    bad = int(wrong.any(1).nonzero()[0, 0])
+    value = float(column[bad].reshape(-1)[wrong[bad]][0])
     row, which = (bad, "") if row_of is None else (int(row_of[bad]), f"object {bad} of ")
     of = image or f"image row {int(offers.image[row])}"
     raise DataError(
         f"Offers.{name} must be finite and {f'within {LARGEST:g} of 0' if features else '>= 0'}; {which}row {row} "
-        f"({of}) holds {column[bad].tolist()}; look at that image and the task's outputs"
+        f"({of}) holds {value:g}; look at that image and the task's outputs"
     )
 
 

@@ -257,7 +257,6 @@ def test_frames_that_follow_each_other_are_not_asked_in_one_round() -> None:
     assert rows(None) == list(range(8))
     # 1 and 3 are too near to 0, 2 is exactly far enough; another group, unknown times and the frame itself are free
     assert rows(2.0) == [0, 2, 4, 5, 6, 7]
-    assert rows(2.0, replace(offers, extra={})) == list(range(8))
     assert rows(2.0, replace(offers, labelled=torch.arange(8) == 0)) == [
         2,
         4,
