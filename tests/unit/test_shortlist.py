@@ -368,7 +368,7 @@ def test_any_order_shards_and_shortlist_give_the_plain_rule(
     assert got == wanted
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     case=cases(),
     images=st.integers(1, 12),
@@ -394,7 +394,7 @@ def test_uniform_where_much_is_labelled_and_groups_lie_across_each_other(
     assert got == wanted
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=45, deadline=None)
 @given(
     case=cases(),
     shards=st.integers(1, 3),
