@@ -31,7 +31,7 @@ def _with_bar(make: Any, root: Path, **numbers: Any) -> None:
             **numbers,
             progress=lambda what, n, total: bar.update(task, description=what, completed=n, total=total),
         )
-    Console().print(f"{root}: {'made' if made else 'there already'}", highlight=False)
+    Console().print(f"{root}: {'made' if made else 'there already'}", highlight=False, soft_wrap=True)
 
 
 def ct(root: Path, seed: int = 0, train: int = 16, test: int = 6, shape: tuple[int, int, int] = (64, 48, 32)) -> None:

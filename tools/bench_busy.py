@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """What it saves beside other programs that threads which wait for each other sleep soon.
 
-    python tools/bench_busy.py --config configs/openkbp_hn5.yaml [--beside 2] [--turns 2] [--out FILE] [--any.key value]
+    python tools/bench_busy.py --config configs/openkbp_hn5.yaml [--out FILE] [--any.key value]
 
 Runs tools/train_al.py in a temporary folder, in turn as it is and with threads that wait as torch's do by default;
 first alone, then beside programs that only count. Shorten it with --budget.rounds 1 --task.train.iterations 20
@@ -30,6 +30,9 @@ from dal_dense.errors import DataError
 
 TRAIN_AL = Path(__file__).resolve().parent / "train_al.py"
 
+BESIDE, TURNS = 2, 2
+"""Programs that count meanwhile; runs of each way."""
+
 WAYS = {"sleep soon": SPINS, "by default": "300000"}
 """How threads wait: turns before one sleeps. The second is libgomp's own number where none is set."""
 
@@ -41,8 +44,6 @@ def main(argv: list[str]) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--config", type=Path, required=True, help="YAML file of settings")
-    parser.add_argument("--beside", type=int, default=2, help="programs that count meanwhile")
-    parser.add_argument("--turns", type=int, default=2, choices=range(1, 10), metavar="N", help="runs of each way")
     parser.add_argument("--out", type=Path, default=None, help="file for the table")
     given, rest = parser.parse_known_args(argv)
 
@@ -54,10 +55,10 @@ def main(argv: list[str]) -> int:
         "| programs beside | threads that wait | seconds | CPU seconds | times the time |",
         "|--:|---|--:|--:|--:|",
     ]
-    for beside in (0, given.beside):
+    for beside in (0, BESIDE):
         took: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
         with counting(beside):
-            for _ in range(given.turns):
+            for _ in range(TURNS):
                 for way, spins in WAYS.items():
                     took[way].append(run(settings, {"GOMP_SPINCOUNT": spins}))
         first = statistics.mean(wall for wall, _ in took["sleep soon"])
