@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from dal_dense.cli import load_config
@@ -137,19 +134,3 @@ def gather(jobs: Sequence[Job]) -> dict[str, dict[int, Results]]:
         with Ledger.read(job.run_dir) as ledger:
             runs.setdefault(job.strategy, {})[job.seed] = collect(ledger)
     return runs
-
-
-def machine() -> dict[str, str]:
-    """What the seconds of a benchmark depend on."""
-    cores = f"{os.cpu_count()} cores, {processor()}"
-    return {"machine": cores, "torch": version("torch"), "python": platform.python_version()}
-
-
-def processor() -> str:
-    """The processor's name where the system tells it (Linux), else its architecture."""
-    listing = Path("/proc/cpuinfo")
-    if listing.is_file():
-        for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

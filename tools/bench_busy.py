@@ -10,10 +10,7 @@ first alone, then beside programs that only count. Shorten it with --budget.roun
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -23,8 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-
+from dal_dense.benchmark_page import facts, page, parser_of, publish
 from dal_dense.cli import SPINS, command, load_config
 from dal_dense.errors import DataError
 
@@ -40,14 +36,10 @@ WAYS = {"sleep soon": SPINS, "by default": "300000"}
 @command
 def main(argv: list[str]) -> int:
     """Run, print and write the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--config", type=Path, required=True, help="YAML file of settings")
     parser.add_argument("--out", type=Path, default=None, help="file for the table")
     given, rest = parser.parse_known_args(argv)
-
-    from dal_dense.benchmark_runs import machine
 
     settings = ["--config", str(given.config), *rest]
     load_config([*settings, "--run_dir", "unused"])
@@ -66,16 +58,8 @@ def main(argv: list[str]) -> int:
             walls, cpus = zip(*runs, strict=True)
             cells = [", ".join(f"{seconds:.1f}" for seconds in some) for some in (walls, cpus)]
             lines.append(f"| {beside} | {way} | {' | '.join(cells)} | {statistics.mean(walls) / first:.2f} |")
-    facts = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": f"`python tools/bench_busy.py {shlex.join(argv)}`",
-        **machine(),
-    }
-    head = [f"# A run beside other programs: {given.config.stem}", "", *(f"- {k}: {v}" for k, v in facts.items()), ""]
-    text = "\n".join([*head, *lines, ""])
-    Console().print(text, highlight=False, markup=False, soft_wrap=True)
-    if given.out is not None:
-        given.out.write_text(text, encoding="utf-8")
+    title = f"A run beside other programs: {given.config.stem}"
+    publish(page(title, facts("bench_busy.py", argv), lines), given.out)
     return 0
 
 

@@ -11,10 +11,7 @@ fit on both; AP50 on the test images. Prints a table; --out writes it with date,
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import math
-import shlex
 import statistics
 import sys
 import tempfile
@@ -27,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from dal_dense.benchmark_page import facts, page, parser_of, publish
 from dal_dense.cli import command, load_config
 
 if TYPE_CHECKING:
@@ -46,7 +44,7 @@ CLASSES = (3, 20)
 @command
 def main(argv: list[str]) -> int:
     """Run one part, print and write its table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("part", choices=["dropout", "crops"])
     parser.add_argument("--config", type=Path, help="crops: YAML file of settings")
     parser.add_argument("--seeds", default="0,1,2", help="crops: numbers, comma between")
@@ -65,23 +63,8 @@ def main(argv: list[str]) -> int:
         config = load_config(["--config", str(given.config), *rest], description=__doc__)
         seeds = [int(s) for s in given.seeds.split(",")]
         title, lines = f"Crops against whole frames: {given.config.stem}", crops(config, seeds, given.boxes)
-    write(title, lines, given.out, argv)
+    publish(page(title, facts("bench_detection.py", argv), lines), given.out)
     return 0
-
-
-def write(title: str, lines: Sequence[str], out: Path | None, argv: Sequence[str]) -> None:
-    """The table with what it depends on."""
-    from dal_dense.benchmark_runs import machine
-
-    facts = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": f"`python tools/bench_detection.py {shlex.join(argv)}`",
-        **machine(),
-    }
-    text = "\n".join([f"# {title}", "", *(f"- {k}: {v}" for k, v in facts.items()), "", *lines, ""])
-    Console().print(text, highlight=False, markup=False)
-    if out is not None:
-        out.write_text(text, encoding="utf-8")
 
 
 def dropout(size: tuple[int, int]) -> list[str]:

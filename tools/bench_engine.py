@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import json
 import shlex
 import sys
@@ -25,6 +24,7 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from dal_dense.benchmark_page import facts, parser_of, publish
 from dal_dense.cli import command
 from dal_dense.errors import ConfigError
 
@@ -36,8 +36,6 @@ def main(argv: list[str]) -> int:
     from engine_bench import cases
     from engine_bench.case import Case, Measured, in_own_process
     from engine_bench.table import bandwidth, markdown
-
-    from dal_dense.benchmark_runs import machine
 
     given = parse(argv)
     every = cases()
@@ -63,21 +61,17 @@ def main(argv: list[str]) -> int:
             console.print(f"{name}: {way} ...", highlight=False)
             found.append(in_own_process(name, way, given.device, given.threads, given.limit))
         rows.append((case, found))
-    facts = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": f"`python tools/bench_engine.py {shlex.join(argv)}`",
+    shown = {
+        **facts("bench_engine.py", argv),
         "device": device,
-        **machine(),
         **(peers() if given.peers else {}),
         "threads": str(given.threads),
         "copy bandwidth": f"{copied / 1e9:.1f} GB/s (read and write, measured in this run)",
     }
-    text = markdown(rows, facts, copied)
-    Console().print(text, highlight=False, markup=False, soft_wrap=True)
+    publish(markdown(rows, shown, copied), given.json and given.json.with_suffix(".md"))
     if given.json is not None:
-        content = {"facts": facts, "measured": [asdict(m) for _, found in rows for m in found]}
+        content = {"facts": shown, "measured": [asdict(m) for _, found in rows for m in found]}
         given.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        given.json.with_suffix(".md").write_text(text, encoding="utf-8")
     return 0
 
 
@@ -92,8 +86,7 @@ def peers() -> dict[str, str]:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The arguments."""
-    shape = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=shape, allow_abbrev=False)
+    parser = parser_of(__doc__)
     parser.add_argument("--peers", action="store_true", help="other packages too")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where (cpu)")
     parser.add_argument("--alone", action="store_true", help="with --device cuda: nothing on the CPU beside it")

@@ -9,17 +9,13 @@ some images three times each way.
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import shlex
 import sys
 import tempfile
 import time
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
+from dal_dense.benchmark_page import facts, page, parser_of, publish
 from dal_dense.cli import command, load_config
 
 REPEATS = 3
@@ -28,9 +24,7 @@ REPEATS = 3
 @command
 def main(argv: list[str]) -> int:
     """Run, look, print and write the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--config", type=Path, required=True, help="YAML file of settings")
     parser.add_argument("--images", type=int, default=10, help="images that are looked at")
     parser.add_argument("--out", type=Path, default=None, help="file for the table")
@@ -39,7 +33,6 @@ def main(argv: list[str]) -> int:
     from train_al import main as train_al
 
     from dal_dense import rounds
-    from dal_dense.benchmark_runs import machine
     from dal_dense.build import open_run
     from dal_dense.console import Screen
     from dal_dense.ranks import joined
@@ -61,24 +54,16 @@ def main(argv: list[str]) -> int:
                     list(screen.hooks().share("looking at the pool", lambda view: view.offers(offer), views))
                     rows.append((together, time.perf_counter() - wall, time.process_time() - cpu))
     mean = {n: [sum(row[k] for row in rows if row[0] == n) / REPEATS for k in (1, 2)] for n in (1, 2)}
-    facts = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": f"`python tools/bench_look.py {shlex.join(argv)}`",
-        **machine(),
-    }
-    text = "\n".join(
-        [
-            f"# A look at {len(views)} images, one and two at a time: {given.config.stem}", "",
-            *(f"- {k}: {v}" for k, v in facts.items()), "",
-            "| images at a time | seconds | CPU seconds |", "|--:|--:|--:|",
-            *(f"| {n} | {wall:.2f} | {cpu:.2f} |" for n, wall, cpu in rows), "",
-            f"Two at a time take {mean[2][0] / mean[1][0]:.2f} of the time of one at a time, and "
-            f"{mean[2][1] / mean[1][1]:.2f} of its CPU time (means).", "",
-        ]
-    )  # fmt: skip
-    Console().print(text, highlight=False, markup=False, soft_wrap=True)
-    if given.out is not None:
-        given.out.write_text(text, encoding="utf-8")
+    lines = [
+        "| images at a time | seconds | CPU seconds |",
+        "|--:|--:|--:|",
+        *(f"| {n} | {wall:.2f} | {cpu:.2f} |" for n, wall, cpu in rows),
+        "",
+        f"Two at a time take {mean[2][0] / mean[1][0]:.2f} of the time of one at a time, and "
+        f"{mean[2][1] / mean[1][1]:.2f} of its CPU time (means).",
+    ]
+    title = f"A look at {len(views)} images, one and two at a time: {given.config.stem}"
+    publish(page(title, facts("bench_look.py", argv), lines), given.out)
     return 0
 
 

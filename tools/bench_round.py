@@ -12,9 +12,6 @@ far as they are not done by another thread while a network is at work.
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import shlex
 import sys
 import tempfile
 import threading
@@ -24,8 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from dal_dense.benchmark_page import facts, page, parser_of, publish
 from dal_dense.cli import command
 
 STEPS = ("ask", "answer", "fit", "measure", "report")
@@ -123,9 +119,7 @@ def _idle() -> float:
 @command
 def main(argv: list[str]) -> int:
     """Run the loop, print and write the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--config", type=Path, required=True, help="YAML file of settings")
     parser.add_argument("--out", type=Path, default=None, help="file for the table")
     given, rest = parser.parse_known_args(argv)
@@ -134,7 +128,6 @@ def main(argv: list[str]) -> int:
     from train_al import main as train_al
 
     from dal_dense import rounds
-    from dal_dense.benchmark_runs import machine
 
     clock = Clock()
     clock.watch_networks()
@@ -144,17 +137,9 @@ def main(argv: list[str]) -> int:
         status = train_al(["--config", str(given.config), *rest, "--run_dir", folder])
     if status:
         return status
-    facts = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": f"`python tools/bench_round.py {shlex.join(argv)}`",
-        **machine(),
-        **({"GPU": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
-    }
-    lines = [f"# Where a round's time goes: {given.config.stem}", "", *(f"- {k}: {v}" for k, v in facts.items()), ""]
-    text = "\n".join([*lines, *clock.table(), ""])
-    Console().print(text, highlight=False, markup=False, soft_wrap=True)
-    if given.out is not None:
-        given.out.write_text(text, encoding="utf-8")
+    gpu = {"GPU": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    title = f"Where a round's time goes: {given.config.stem}"
+    publish(page(title, {**facts("bench_round.py", argv), **gpu}, clock.table()), given.out)
     return 0
 
 

@@ -11,8 +11,6 @@ seconds of all threads, so other work on the machine hardly shows; on a GPU they
 from __future__ import annotations
 
 import argparse
-import datetime
-import shlex
 import sys
 import tempfile
 import time
@@ -21,10 +19,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from dal_dense.benchmark_page import facts, page, parser_of, publish
 from dal_dense.cli import command
 from dal_dense.errors import ConfigError
 
@@ -77,17 +74,10 @@ def main(argv: list[str]) -> int:
     given = parse(argv)
     import torch
 
-    from dal_dense.benchmark_runs import machine
-
     if given.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch sees no CUDA device; leave it out to measure on the CPU")
     torch.set_num_threads(given.threads)
-    facts = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": f"`python tools/bench_scale.py {shlex.join(argv)}`",
-        **machine(),
-        "device": torch.cuda.get_device_name() if given.device == "cuda" else f"cpu, {given.threads} threads",
-    }
+    device = torch.cuda.get_device_name() if given.device == "cuda" else f"cpu, {given.threads} threads"
     unit = "s" if given.device == "cuda" else "CPU s"
     images = IMAGES if given.device == "cpu" else (*IMAGES, LARGE)
     costs = [image_costs(image, given.device) for image in images]
@@ -96,16 +86,13 @@ def main(argv: list[str]) -> int:
     lines += [*bytes_a_row(), ""]
     chosen, rows, seconds = selection_costs(given.rows, given.device, unit)
     lines += [*chosen, "", *disk_costs(min(given.rows, 10**6)), "", *fleet(costs[0], seconds, rows, given.device)]
-    text = "\n".join(["# What scale costs", "", *(f"- {k}: {v}" for k, v in facts.items()), "", *lines, ""])
-    Console().print(text, highlight=False, markup=False, soft_wrap=True)
-    if given.out is not None:
-        given.out.write_text(text, encoding="utf-8")
+    publish(page("What scale costs", {**facts("bench_scale.py", argv), "device": device}, lines), given.out)
     return 0
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The arguments."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where (cpu)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (2)")
     parser.add_argument("--rows", type=int, default=10**7, help="largest pool that is chosen from (10000000)")

@@ -12,13 +12,12 @@ fits on the same labels differ.
 from __future__ import annotations
 
 import argparse
-import datetime
-import shlex
 import sys
 from pathlib import Path
 
 from rich.console import Console
 
+from dal_dense.benchmark_page import facts, parser_of
 from dal_dense.cli import command
 
 
@@ -38,22 +37,17 @@ def main(argv: list[str]) -> int:
     benchmark_runs.run_all(
         jobs, at_once=given.jobs, say=lambda text: console.print(text, highlight=False), refits=given.refits
     )
-    facts = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": f"`python tools/benchmark.py {shown(argv)}`",
-        **benchmark_runs.machine(),
-    }
     title = f"{given.config.stem}: {', '.join(given.strategies)}"
     runs, noise = benchmark_runs.gather(jobs), fit_noise([job.run_dir for job in jobs])
-    for path in benchmarking.write(runs, given.out, title=title, facts=facts, baseline=given.baseline, noise=noise):
+    known = facts("benchmark.py", argv)
+    for path in benchmarking.write(runs, given.out, title=title, facts=known, baseline=given.baseline, noise=noise):
         console.print(f"written: {path}", highlight=False)
     return 0
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Our own arguments, and those that every run gets."""
-    shape = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=shape, allow_abbrev=False)
+    parser = parser_of(__doc__)
     parser.add_argument("--config", type=Path, required=True, action="append", help="one YAML file of settings")
     parser.add_argument("--strategies", type=names, default=["hybrid", "random"], help="comma between (hybrid,random)")
     parser.add_argument("--seeds", type=numbers, default=[0, 1], help="numbers, comma between (0,1)")
@@ -77,11 +71,6 @@ def names(text: str) -> list[str]:
 def numbers(text: str) -> list[int]:
     """`0,1` as a list."""
     return [int(n) for n in text.split(",")]
-
-
-def shown(argv: list[str]) -> str:
-    """The command for the page; absolute paths are of this machine only, and shortened."""
-    return shlex.join(f".../{Path(a).name}" if Path(a).is_absolute() else a for a in argv)
 
 
 if __name__ == "__main__":

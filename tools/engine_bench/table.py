@@ -9,6 +9,7 @@ from multiprocessing import get_context
 
 import torch
 
+from dal_dense.benchmark_page import page
 from engine_bench.case import Case, Measured, wait_for
 
 MIB = 2**20
@@ -40,10 +41,9 @@ def _bandwidth(device: str, threads: int, size: int) -> tuple[float, str]:
 
 def markdown(rows: Sequence[tuple[Case, Sequence[Measured]]], facts: Mapping[str, str], copied: float) -> str:
     """Facts, the table, and each case's work and goal."""
-    lines = ["# The engine beside plain code and other packages", "", *(f"- {k}: {v}" for k, v in facts.items()), ""]
     gpu = any(m.device != "cpu" for _, found in rows for m in found)
     by = "s" if gpu else "CPU"
-    lines += [
+    lines = [
         f"| case | way | s | CPU s | peak MiB | {by}, times ours | memory, times ours | of copy bandwidth | shown by |",
         "|---|---|--:|--:|--:|--:|--:|--:|---|",
     ]
@@ -58,7 +58,7 @@ def markdown(rows: Sequence[tuple[Case, Sequence[Measured]]], facts: Mapping[str
         lines.append(
             "On a GPU: after a call that does not count, the call that took the least time; memory of the GPU."
         )
-    return "\n".join(lines) + "\n"
+    return page("The engine beside plain code and other packages", facts, lines)
 
 
 def _row(m: Measured, ours: Measured, copied: float) -> str:
