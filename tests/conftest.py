@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from jaxtyping import install_import_hook
 
+from tests import checks
+
 if TYPE_CHECKING:
     import torch
 
@@ -40,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
         for name in HEAVY:
             importlib.import_module(name)
-        install_import_hook(modules_with_shapes(), "beartype.beartype")
+        install_import_hook(modules_with_shapes(), "tests.checks.counted")
 
 
 def modules_with_shapes() -> list[str]:
@@ -72,6 +74,12 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def shapes_are_checked() -> None:
+    """From the first call of each test."""
+    checks.begin()
 
 
 @pytest.fixture(params=["stand-in", pytest.param("cuda", marks=pytest.mark.gpu)])

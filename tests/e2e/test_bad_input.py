@@ -39,6 +39,7 @@ from tests.world import frame_settings, settings, write_frames, write_volumes
 
 ROOT = Path(__file__).parents[2]
 BAD = "case_01"
+SHORT = {"budget__rounds": "1"}
 
 
 def whole_story(argv: list[str], run_dir: Path) -> list[object]:
@@ -60,6 +61,13 @@ def expected(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> list[obje
     """What an undisturbed run tells."""
     run_dir = tmp_path_factory.mktemp("whole") / "run"
     return whole_story(settings(clean, run_dir), run_dir)
+
+
+@pytest.fixture(scope="module")
+def expected_soon(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    """The same of a run of one round: a fault of the pool is met before the first."""
+    run_dir = tmp_path_factory.mktemp("short") / "run"
+    return whole_story(settings(clean, run_dir, **SHORT), run_dir)
 
 
 @pytest.fixture
@@ -408,12 +416,12 @@ def assert_told(text: str, path: Path, fact: str, remedy: str) -> None:
     assert fact in line.split(str(path), 1)[-1] and remedy in line.split(fact, 1)[-1], text
 
 
-def assert_listed(run_dir: Path, image: str, path: Path, fact: str, remedy: str) -> None:
+def assert_listed(run_dir: Path, image: str, path: Path, fact: str, remedy: str, rounds: int = 2) -> None:
     """The ledger, `results.json` and the report all say which image is set aside, and why; it is not asked."""
     with Ledger.read(run_dir) as ledger:
         events = [e for kind in ("absent", "quarantine") for e in ledger.events(kind) if e["image"] == image]
         assert [e["image"] for e in events] == [image]  # once
-        assert sorted(ledger.measurements()) == [0, 1, 2] and ledger.open_regions() == []
+        assert sorted(ledger.measurements()) == [*range(rounds + 1)] and ledger.open_regions() == []
     assert_told(events[0]["reason"], path, fact, remedy)
     assert load(run_dir).quarantined == {image: events[0]["reason"]}
     assert html.escape(events[0]["reason"], quote=False).replace("'", "&#39;") in (run_dir / "report.html").read_text()
@@ -425,27 +433,27 @@ def test_one_bad_image_is_set_aside_and_the_run_ends_normally(
 ) -> None:
     where, fault, fact, remedy = FAULTS[name]
     fault(data / where)
-    ended = train_al(settings(data, tmp_path / "run"))
+    ended = train_al(settings(data, tmp_path / "run", **SHORT))
     assert (ended.status, ended.err) == (0, "")
     assert f"{BAD} is quarantined: " in ended.out
-    assert_listed(tmp_path / "run", BAD, data / where, fact, remedy)
+    assert_listed(tmp_path / "run", BAD, data / where, fact, remedy, rounds=1)
     with Ledger.read(tmp_path / "run") as ledger:
         assert BAD not in {r.image_id for q in ledger.queries() for r in q.regions}
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_strictness_stops_at_one_bad_image_until_it_is_mended(
-    train_al: TrainAl, clean: Path, data: Path, tmp_path: Path, expected: list[object], name: str
+    train_al: TrainAl, clean: Path, data: Path, tmp_path: Path, expected_soon: list[object], name: str
 ) -> None:
     where, fault, fact, remedy = FAULTS[name]
     fault(data / where)
-    argv = settings(data, tmp_path / "run", data__strict="true")
+    argv = settings(data, tmp_path / "run", data__strict="true", **SHORT)
     ended = train_al(argv)
     assert ended.status == 1 and ended.err.count("\n") == 1
     assert_told(ended.err, data / where, fact, remedy)
     mend(clean, data, where)
     assert train_al(argv).status == 0
-    assert story(tmp_path / "run") == expected
+    assert story(tmp_path / "run") == expected_soon
 
 
 def mend(clean: Path, data: Path, where: str) -> None:
