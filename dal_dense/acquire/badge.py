@@ -62,15 +62,14 @@ class BadgeShard(BasketShard):
         if picks.rows is None:
             self._included = 0
             self._race = badge(offers.class_score, self._embedding, offers.key, self._seed)
-            self._allowed = self.basket.affordable()
         else:
             for row in range(self._included, len(picks)):
                 taken = picks.rows[torch.tensor([row])]
                 factors = taken.offers.class_score, taken.offers.embedding
                 self._race.include([f.to(offers.device) for f in factors], -float(taken.worth))
             self._included = len(picks)
-            self._allowed &= self.basket.affordable()  # rounding of one sum may make a row cheaper
-        found = [self._race.soonest(self._allowed)] if self._allowed.any() else []
+        allowed = self.basket.affordable()
+        found = [self._race.soonest(allowed)] if allowed.any() else []
         rows = torch.tensor([row for row, _, _ in found], dtype=torch.int64, device=offers.device)
         far, time = (torch.tensor([f[i] for f in found], dtype=torch.float64) for i in (1, 2))
         return self.handed(

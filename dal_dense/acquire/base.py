@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from dal_dense.config import StrategyConfig
@@ -84,12 +84,12 @@ class Selection:
 
     Attributes:
         rows: rows of the Offers that were given, int64 (K,).
-        seconds: predicted seconds, float32 (K,); the first of an image carries its opening.
+        seconds: predicted seconds, float64 (K,), whose sums are exact; the first of an image carries its opening.
         value: what each was chosen by, float32 (K,); its meaning is the strategy's.
     """
 
     rows: Int[Tensor, " K"]
-    seconds: Float[Tensor, " K"]
+    seconds: Float64[Tensor, " K"]
     value: Float[Tensor, " K"]
 
     def __len__(self) -> int:
@@ -97,5 +97,5 @@ class Selection:
 
     @property
     def total(self) -> float:
-        """Predicted seconds of all, summed in float64."""
-        return float(self.seconds.double().sum())
+        """Predicted seconds of all."""
+        return float(self.seconds.sum())

@@ -2,7 +2,7 @@
 
 Opening an image is charged once, so the price of a region depends on what was taken before it.
 A row that is skipped because it is too dear never becomes affordable later: the purchase that
-would waive its opening has paid that opening itself (up to the rounding of one float32 sum).
+would waive its opening has paid that opening itself, and sums of seconds are exact.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from dal_dense.acquire.base import Budget
@@ -20,6 +20,8 @@ from dal_dense.offers import KINDS, Offers
 
 SAME_OBJECT = 0.5
 """IoU from which two single boxes are taken to mean one object; share of a single box from which ground holds it."""
+TICK = 2.0**-20
+"""Seconds are counted in whole steps of about a microsecond: float64 holds their sums exactly, up to 270 years."""
 _SINGLE = KINDS.index("box")
 _PAIRS = 1 << 18
 """Pairs of a taken region and a row of its image that are looked at together."""
@@ -38,7 +40,7 @@ class Basket:
         rows, seconds, values: the rows taken, their seconds and what they were chosen by.
     """
 
-    price: Float[Tensor, " N"]
+    price: Float64[Tensor, " N"]
 
     def __init__(self, offers: Offers, budget: Budget, known: Offers | None = None) -> None:
         """`known`: labelled rows of other shards; frames keep their `min_gap` from them too."""
@@ -57,8 +59,7 @@ class Basket:
         if time is not None and self._group_of is not None:
             self._times = Times(self.blocks.images, self._group_of, self.blocks.of_images(time))
         self._opening = self.blocks.largest(offers.image_seconds)
-        # rounded to float32 first: these are the very numbers that the selection reports
-        self.price = (self.blocks.spread(self._opening) + offers.seconds).double()
+        self.price = in_ticks(offers.seconds).add_(self.blocks.spread(in_ticks(self._opening)))
         labelled = offers.labelled.nonzero()[:, 0]
         for some in self._parts(offers, labelled):
             self._forbid_overlaps(offers, some)
@@ -68,7 +69,15 @@ class Basket:
 
     def affordable(self) -> Bool[Tensor, " N"]:
         """Rows that may be taken now."""
-        return self.spent + self.price <= self.budget.seconds
+        return self.buys(self.price)
+
+    def buys(self, price: Float64[Tensor, " n"]) -> Bool[Tensor, " n"]:
+        """Which of these prices the money left pays."""
+        return self.spent + price <= self.budget.seconds
+
+    def opened(self, rows: Int[Tensor, " K"]) -> Float64[Tensor, " K"]:
+        """Seconds that rows cost once their image is open."""
+        return in_ticks(self.offers.seconds[rows])
 
     def opening_of(self, rows: Int[Tensor, " K"]) -> Float[Tensor, " K"]:
         """Seconds to open the images of these rows, paid already or not."""
@@ -122,7 +131,7 @@ class Basket:
         images, groups = taken.image[rows].tolist(), taken.group[rows].tolist()
         block = self._forbid_overlaps(taken, rows)
         price = self.price[block]  # the opening is paid: of the second region of an image this changes nothing
-        self.price[block] = torch.where(price.isinf(), price, self.offers.seconds[block].double())
+        self.price[block] = torch.where(price.isinf(), price, self.opened(block))
         self._forbid_near_times(taken, rows)
         full = _count(self._per_image, images, self.budget.max_per_image)
         if full:
@@ -164,6 +173,11 @@ class Basket:
         if self._times is not None and self.budget.min_gap is not None:
             columns = (taken.image[rows].cpu(), taken.group[rows].cpu(), taken.extra["time"][rows].cpu())
             self.price[self.blocks.rows_of(self._times.near(*columns, self.budget.min_gap))[0]] = torch.inf
+
+
+def in_ticks(seconds: Float[Tensor, " n"]) -> Float64[Tensor, " n"]:
+    """Seconds as prices count them."""
+    return seconds.to(torch.float64, copy=True).div_(TICK).floor_().mul_(TICK)
 
 
 def _count(counts: dict[int, int], found: list[int], cap: int | None) -> list[int]:

@@ -18,12 +18,10 @@ from dal_dense.select import Picker
 
 def fill(basket: Basket, picker: Picker) -> None:
     """Take what the picker names until nothing is affordable."""
-    allowed = basket.affordable()
-    while allowed.any():
+    while (allowed := basket.affordable()).any():
         row, value = picker.next(allowed)
         basket.take(row, value)
         picker.add(row)
-        allowed &= basket.affordable()  # an opening that is paid may make a row cheaper by the rounding of one sum
 
 
 def embedding_of(offers: Offers, name: StrategyName) -> Float[Tensor, "N E"]:

@@ -38,7 +38,7 @@ class HybridShard(BasketShard):
         self._counted = torch.full_like(offers.score, _UNKNOWN, dtype=torch.int32)  # picks that `_far` knows of
 
     def __call__(self, picks: Picks, count: int, ask: Scales | None) -> Candidates:
-        """Its best rows that may be affordable after these picks; `worth` holds their distances.
+        """Its best rows that are affordable after these picks; `worth` holds their distances.
 
         Args:
             picks: of all shards, with their features.

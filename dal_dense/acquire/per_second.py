@@ -30,23 +30,17 @@ def better_of_two(shards: Shards, budget: Budget) -> Picks:
     rest of the budget filled by the same rule. Where regions neither overlap nor share openings and
     no cap binds, the result is worth at least half of the best possible.
     """
-    single = _single(shards, budget)
-    rule = ByWorth(per_second=True)
-    plan = fill(shards, budget, rule)
+    single, plan = _single(shards, budget), fill(shards, budget, ByWorth(per_second=True))
     if single.rows is None or plan.rows is None or float(single.rows.worth.sum()) <= float(plan.rows.worth.sum()):
         return plan
-    return fill(shards, budget, rule, single)
+    return fill(shards, budget, ByWorth(per_second=True), single)
 
 
 def _single(shards: Shards, budget: Budget) -> Picks:
     """The region of the greatest worth that the budget buys."""
-    count = 1
-    while True:
-        rows, floor = joined(shards(Picks(), count, False))
-        basket = Basket(rows.offers, budget)
-        row = basket.best(rows.worth)
-        if row is not None:
-            basket.take(row, rank_of(rows.worth, basket.price, True)[row])
-        if row is not None or floor is None:
-            return Picks().and_those_of(basket, rows)
-        count *= 4  # only rows that rounding might make affordable: look further
+    rows, _ = joined(shards(Picks(), 1, False))
+    basket = Basket(rows.offers, budget)
+    row = basket.best(rows.worth)
+    if row is not None:
+        basket.take(row, rank_of(rows.worth, basket.price, True)[row])
+    return Picks().and_those_of(basket, rows)

@@ -24,8 +24,6 @@ from dal_dense.regions import Regions
 
 PART = 1 << 18
 """Rows that are looked at together, so that temporary columns are small."""
-_ROUNDING = 1 - 2.0**-23
-"""Once its image is open, a row may be cheaper than was paid for by the rounding of one float32 sum, not more."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +77,15 @@ class BasketShard(ABC):
         self.basket, self._noted = Basket(self.offers, budget, self.known), Picks()
 
     def best(self, count: int, rank: RankOf) -> tuple[Int[Tensor, " K"], tuple[float, int] | None]:
-        """The rows of highest rank that may be affordable; rank and key of the last if there are more."""
-        price = self.basket.price
-        return highest(self.offers.key, count, lambda here: (rank(here, price[here]), self._near(price[here])))
+        """The rows of highest rank that are affordable; rank and key of the last if there are more."""
+        price, buys = self.basket.price, self.basket.buys
+        return highest(self.offers.key, count, lambda here: (rank(here, price[here]), buys(price[here])))
 
     def with_mates(self, rows: Int[Tensor, " K"], floor: float, rank: RankOf) -> Int[Tensor, " L"]:
         """With the rows of the same images that would reach the floor once their image is open."""
         mates, _ = self.basket.blocks.rows_of(torch.unique(self.offers.image[rows]))
-        ranks = rank(mates, self.offers.seconds[mates].double())
-        mates = mates[self._near(self.basket.price[mates]) & (ranks >= floor)]
+        ranks = rank(mates, self.basket.opened(mates))
+        mates = mates[self.basket.buys(self.basket.price[mates]) & (ranks >= floor)]
         both: Tensor = torch.unique(torch.cat([rows, mates]))
         return both
 
@@ -107,10 +105,6 @@ class BasketShard(ABC):
         offers = replace(offers, extra={**offers.extra, **more}, **moved)
         return Candidates(Rows(offers, torch.full((len(rows),), self.number), rows.cpu(), worth.cpu()), floor)
 
-    def _near(self, price: Float64[Tensor, " n"]) -> Tensor:
-        """Rows that are affordable or may become so: no other one ever does."""
-        return self.basket.spent + price * _ROUNDING <= self.basket.budget.seconds
-
 
 class LocalShard(BasketShard):
     """A shard whose rows have a worth of their own, 8 bytes a row more."""
@@ -128,7 +122,7 @@ class LocalShard(BasketShard):
         self.worth = worth
 
     def __call__(self, picks: Picks, count: int, ask: bool) -> Candidates:
-        """Its `count` best rows that may be affordable after these picks.
+        """Its `count` best rows that are affordable after these picks.
 
         Args:
             picks: of all shards.

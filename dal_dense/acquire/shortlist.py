@@ -99,10 +99,8 @@ class Picks:
 
     def selection(self, rows: Int[Tensor, " K"]) -> Selection:
         """What is reported of them, where they are these rows of some offers."""
-        seconds, values = (
-            torch.tensor(v, dtype=torch.float32, device=rows.device) for v in (self.seconds, self.values)
-        )
-        return Selection(rows, seconds, values)
+        seconds = torch.tensor(self.seconds, dtype=torch.float64, device=rows.device)
+        return Selection(rows, seconds, torch.tensor(self.values, dtype=torch.float32, device=rows.device))
 
     def begin_with(self, first: Picks) -> bool:
         """Are these the first picks, in the same order, and perhaps more?"""
@@ -145,7 +143,7 @@ class Candidates:
 
 
 Shard = Callable[[Picks, int, Any], Candidates]
-"""`shard(picks, count, ask)`: its `count` best rows that may be affordable after these picks, by what is asked.
+"""`shard(picks, count, ask)`: its `count` best rows that are affordable after these picks, by what is asked.
 
 All rows of an image lie in one shard; `image`, `group` and `key` mean the same in all of them.
 """
@@ -270,7 +268,7 @@ def fill(shards: Shards, budget: Budget, rule: Rule, picks: Picks | None = None,
         picks = picks.and_those_of(basket, rows)
         if floor is None or len(picks) == most:
             return picks
-        # few where a cap or a gap has closed most of the best; none where only rounding might make them affordable
+        # few where a cap or a gap has closed most of the best
         at_once = count * len(shards)
         if not basket.rows or (len(basket.rows) < FEW * at_once and at_once < rule.most):
             count *= 4

@@ -120,7 +120,7 @@ class TurnShard(BasketShard):
         self._slim = replace(offers, embedding=offers.embedding[:, :0], parts=None)
 
     def __call__(self, picks: Picks, count: int, ask: Turn) -> Candidates:
-        """Its `count` best rows by one ranking that may be affordable after these picks."""
+        """Its `count` best rows by one ranking that are affordable after these picks."""
         self.note(picks)
 
         def worth(rows: Tensor | slice) -> Float64[Tensor, " n"]:

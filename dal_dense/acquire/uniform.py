@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Float64, Int
 from torch import Tensor
 
 from dal_dense import noise
@@ -84,15 +84,12 @@ class UniformShard(BasketShard):
         if picks.rows is not None:
             self._find(self._count(picks.rows.offers[torch.arange(self._counted, len(picks))]))
         self._counted = len(picks)
-        self._find((~self._affordable(self._price) & (self._row != _CLOSED)).nonzero()[:, 0])
-        places = self._affordable(self._price).nonzero()[:, 0]
+        self._find((~self.basket.buys(self._price) & (self._row != _CLOSED)).nonzero()[:, 0])
+        places = self.basket.buys(self._price).nonzero()[:, 0]
         best = _smallest(places, (*self._levels(), self._key.__getitem__))[:1]
         row = self._row[best]
         extra = {name: level(best).double() for name, level in zip(LEVELS, self._levels(), strict=True)}
         return self.handed(row, -self._minus_draw[best], extra={**extra, "price": self.basket.price[row]})
-
-    def _affordable(self, price: Float64[Tensor, " n"]) -> Bool[Tensor, " n"]:
-        return self.basket.spent + price <= self.basket.budget.seconds
 
     def _levels(self) -> tuple[Callable[[Tensor], Tensor], ...]:
         """What `LEVELS` names, of the best rows of images."""
@@ -149,7 +146,7 @@ class UniformShard(BasketShard):
         for some in torch.split(places, in_parts(self.basket.blocks.counts_of(self._images[places]), PART)):
             rows, owner = self.basket.blocks.rows_of(self._images[some])
             price = self.basket.price[rows]
-            kept = self._affordable(price)
+            kept = self.basket.buys(price)
             key = self.offers.key[rows]
             draw = noise.uniform(key, self._seed, "order")
             for column, level in ((self._space, self._nearness[rows]), (self._minus_draw, -draw), (self._key, key)):

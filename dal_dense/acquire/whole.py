@@ -93,8 +93,8 @@ class WholeShard(BasketShard):
         Args:
             picks: of all shards.
             count: at most so many, labelled ones apart.
-            ask: None: the labelled rows and others, with the columns that the strategy reads; else those only that may
-                be affordable after the picks, without.
+            ask: None: the labelled rows and others, with the columns that the strategy reads; else those only that are
+                affordable after the picks, without.
         """
         self.note(picks)
         labelled = self.offers.labelled
@@ -112,7 +112,7 @@ class WholeShard(BasketShard):
 
     def _place(self, rows: Tensor | slice) -> Float64[Tensor, " n"]:
         """The draw: above -1 for rows that may be bought, below for others."""
-        closed = ~self._near(self.basket.price[rows])
+        closed = ~self.basket.buys(self.basket.price[rows])
         return -(sample_draw(self.offers.key[rows], self._when) + closed)
 
 
