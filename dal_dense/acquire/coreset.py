@@ -64,7 +64,10 @@ class Begin:
 
 
 class CoresetShard(BasketShard):
-    """Rows, and bounds of how far they are from labelled and chosen ones; at most 80 bytes a row beside the columns."""
+    """Rows, and bounds of how far they are from labelled and chosen ones.
+
+    Some 80 bytes a row beside the columns, and twice that where most rows are alike.
+    """
 
     def __init__(self, offers: Offers, aim: Aim, number: int = 0, known: Offers | None = None) -> None:
         """As `acquire.shard_of`."""

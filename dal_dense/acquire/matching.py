@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dal_dense.offers import Parts
-from dal_dense.select.blocks import sized
+from dal_dense.select.blocks import Team, sized
 
 ALONE = 2.0
 """Distance of an object that has no other of its class to match: that of opposite features."""
@@ -58,15 +58,17 @@ def matching_distance(parts: Parts, rows: int) -> Float[Tensor, "rows rows"]:
     weight = (parts.weight.double() / total.clamp_min(1e-12)[parts.row]).float()
     share = (mass / total.clamp_min(1e-12)[:, None]).float()
     apart = torch.zeros(rows, rows, device=weight.device)
-    lacks = torch.ones_like(share)
+    lacks, team = torch.ones_like(share), Team(weight.device)
     for c in range(len(classes)):
         here = (number == c).nonzero()[:, 0]
         lacks[parts.row[here], c] = 0
         unit = torch.nn.functional.normalize(parts.embedding[here].float(), dim=1)
         made = list(_blocks(parts.row[here], unit, weight[here]))
-        for n, a in enumerate(made):
-            for b in made[: n + 1]:
-                _add(apart, a, b)
+        pairs = [(a, b) for n, a in enumerate(made) for b in made[: n + 1]]
+        for (a, b), both in zip(pairs, team.each(_apart, pairs, len(unit) ** 2), strict=True):
+            if a is not b:
+                apart[b.rows[:, None], a.rows] += both.T
+            apart[a.rows[:, None], b.rows] += both
     empty = (total <= 0).float()
     one_way = ALONE * (share @ lacks.T + empty[:, None] * (1 - empty))
     return (apart + (one_way + one_way.T) / 2).fill_diagonal_(0)
@@ -96,15 +98,12 @@ def _blocks(row: Int[Tensor, " m"], unit: Float[Tensor, "m E"], weight: Float[Te
         yield _Block(found[here], unit[which.flatten()], weight[which].masked_fill(repeated, 0))
 
 
-def _add(apart: Float[Tensor, "rows rows"], a: _Block, b: _Block) -> None:
-    """Add what the objects of two blocks contribute to the distances of their rows."""
+def _apart(pair: tuple[_Block, _Block]) -> Float[Tensor, "n m"]:
+    """What the objects of two blocks contribute to the distances of their rows."""
+    a, b = pair
     mine, theirs = a.weight.shape, b.weight.shape
     alike = (a.unit @ b.unit.T).view(*mine, *theirs)
     there = (1 - alike.amax(2)).clamp_min_(0).mul_(a.weight[:, :, None]).sum(0)
     back = (1 - alike.amax(0)).clamp_min_(0).mul_(b.weight).sum(1)
     both = (there + back) / 2
-    if a is b:
-        both = (both + both.T) / 2
-    else:
-        apart[b.rows[:, None], a.rows] += both.T
-    apart[a.rows[:, None], b.rows] += both
+    return (both + both.T) / 2 if a is b else both

@@ -10,6 +10,7 @@ each question that Python waits for costs more than the work, the group's are fl
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -61,7 +62,7 @@ class KCenter:
         self._eager = rows.device.type in EAGER
         self._middle = middle_of(rows)
         self._norm = rows.new_empty(len(rows))  # before the loop: small arrays made between large ones pin their memory
-        for part in _parts(rows, 1):
+        for part in self._parts(len(rows), 1):
             self._norm[part] = square(rows[part] - self._middle)
         # |computed - true| of a squared distance is at most this times |x|^2 + distance^2: a product and two norms
         # of E terms each, and |c| <= |x| + distance
@@ -100,10 +101,14 @@ class KCenter:
             if group.wide is not None:
                 torch.minimum(group.exact, square(group.wide - centre.double()), out=group.exact)
                 return
-            torch.minimum(group.near, self._nearest(group.features, group.norm, len(self._centres) - 1), out=group.near)
+            for part in self._parts(len(group.rows), 1):
+                near = self._nearest(self._features(group, part), group.norm[part], len(self._centres) - 1)
+                torch.minimum(group.near[part], near, out=group.near[part])
             known = (~group.exact.isnan()).nonzero()[:, 0]
-            apart = square(self._rows[group.rows[known]].double() - centre.double())
-            group.exact[known] = torch.minimum(group.exact[known], apart)
+            for part in self._parts(len(known), 1):
+                some = known[part]
+                apart = square(self._rows[group.rows[some]].double() - centre.double())
+                group.exact[some] = torch.minimum(group.exact[some], apart)
 
     def _farthest(self, allowed: Bool[Tensor, " N"]) -> tuple[int, float] | None:
         """The farthest row of the group and its distance; None if a row outside may be farther."""
@@ -134,7 +139,7 @@ class KCenter:
         self._centres = _Centres(centres, self._middle)
         self._bound = torch.full_like(self._norm, torch.inf)
         self._seen = torch.zeros_like(self._norm, dtype=torch.int32)
-        for part in _parts(self._rows, len(centres)):
+        for part in self._parts(len(self._rows), len(centres)):
             self._look(part)
         self._group = self._gather(self._seen < 0, -torch.inf)
 
@@ -178,7 +183,7 @@ class KCenter:
                 break
             if len(stale) > at_once:
                 stale = stale[upper[stale].topk(at_once).indices]
-            for part in blocks(len(stale), max(self._rows.shape[1], 1), stale.device):
+            for part in self._parts(len(stale), len(self._centres)):
                 self._look(stale[part])
             at_once *= 2
         self._group = self._gather(inside, float(torch.where(inside, -torch.inf, upper).max()))
@@ -187,27 +192,39 @@ class KCenter:
         rows = inside.nonzero()[:, 0]
         near = self._bound[rows]
         exact = torch.full_like(near, torch.nan, dtype=torch.float64)
-        group = _Group(rows, self._rows[rows] - self._middle, self._norm[rows], near, exact, outside)
-        if self._eager and len(rows) <= 2 * sized(GROUP, rows.device):  # more are alike: float64 would take too much
-            self._settle(group, torch.arange(len(rows), device=rows.device))
-            group.wide = self._rows[rows].double()
+        group = _Group(rows, None, self._norm[rows], near, exact, outside)
+        if len(rows) <= 2 * sized(GROUP, rows.device):  # more are alike: copies would take too much
+            group.features = self._rows[rows] - self._middle
+            if self._eager:
+                self._settle(group, torch.arange(len(rows), device=rows.device))
+                group.wide = self._rows[rows].double()
         return group
+
+    def _features(self, group: _Group, places: Int[Tensor, " n"] | slice) -> Float[Tensor, "n E"]:
+        """Centred features of rows of the group."""
+        if group.features is not None:
+            return group.features[places]
+        return self._rows[group.rows[places]] - self._middle
+
+    def _parts(self, count: int, centres: int) -> Iterator[slice]:
+        """Rows in blocks that hold neither too many features nor too many distances from so many centres."""
+        return blocks(count, max(self._rows.shape[1], centres), self._rows.device)
 
     def _settle(self, group: _Group, places: Int[Tensor, " c"]) -> None:
         """Work out the exact distance of rows of the group."""
-        for part in blocks(len(places), len(self._centres), places.device):
+        for part in self._parts(len(places), len(self._centres)):
             group.exact[places[part]] = self._exact(group, places[part])
 
     def _exact(self, group: _Group, places: Int[Tensor, " c"]) -> Float[Tensor, " c"]:
         """Squared distance of rows of the group to the nearest centre, by differences in float64."""
         raw, (centred, half) = self._centres.raw, self._centres.from_(0)
-        apart = group.norm[places, None] + 2 * torch.addmm(half, group.features[places], centred.T, alpha=-1)
+        apart = group.norm[places, None] + 2 * torch.addmm(half, self._features(group, places), centred.T, alpha=-1)
         rows = self._rows[group.rows[places]].double()
         best = square(rows - raw[apart.argmin(1)].double())
         slack = self._slack * (group.norm[places] + group.near[places])
         rival = (apart <= (apart.amin(1) + 2 * slack)[:, None]) & (best > 0)[:, None]
         who, which = rival.nonzero(as_tuple=True)
-        for part in blocks(len(who), rows.shape[1], who.device):
+        for part in self._parts(len(who), 1):
             best.scatter_reduce_(0, who[part], square(rows[who[part]] - raw[which[part]].double()), "amin")
         return best
 
@@ -218,7 +235,7 @@ class _Group:
 
     Attributes:
         rows: which, ascending.
-        features: theirs, centred; norm: squared lengths of these.
+        features: theirs, centred, unless there are many; norm: squared lengths of these.
         near: squared distance to the nearest centre, as products see it.
         exact: the same in float64; NaN where nobody asked yet.
         outside: least upper bound of all other rows that were allowed.
@@ -226,7 +243,7 @@ class _Group:
     """
 
     rows: Int[Tensor, " G"]
-    features: Float[Tensor, "G E"]
+    features: Float[Tensor, "G E"] | None
     norm: Float[Tensor, " G"]
     near: Float[Tensor, " G"]
     exact: Float[Tensor, " G"]
@@ -265,7 +282,3 @@ class _Centres:
         place = slice(self._count, self._count + 1)
         self._raw[place], self._centred[place], self._half[place] = raw, centred, square(centred) / 2
         self._count += 1
-
-
-def _parts(rows: Float[Tensor, "N E"], centres: int) -> list[slice]:
-    return list(blocks(len(rows), max(rows.shape[1], centres), rows.device))

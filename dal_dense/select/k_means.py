@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dal_dense.select.base import pick
-from dal_dense.select.blocks import blocks, middle_of, nearest_product, square
+from dal_dense.select.blocks import Team, blocks, middle_of, nearest_product, square
 from dal_dense.select.by_cluster import ByCluster
 from dal_dense.select.checks import check_lengths, check_types
 from dal_dense.select.seeding import Seeding
@@ -53,11 +53,12 @@ def k_means(rows: Float[Tensor, "N E"], count: int, key: Int[Tensor, " N"], seed
     check_lengths(norm)
     seeds = Seeding((x,), key, seed, longest_first=False)
     centres = x[pick(seeds, torch.ones_like(norm, dtype=torch.bool), count)]
-    label, squared = _assigned(x, norm, centres)
+    team = Team(rows.device)
+    label, squared = _assigned(team, x, norm, centres)
     for _ in range(ROUNDS):
         centres = _means(x, label, centres)
         before = label
-        label, squared = _assigned(x, norm, centres)
+        label, squared = _assigned(team, x, norm, centres)
         if torch.equal(label, before):
             break
     return Clusters(centres + middle, label, squared)
@@ -85,13 +86,16 @@ def k_means_picker(
 
 
 def _assigned(
-    x: Float[Tensor, "N E"], norm: Float[Tensor, " N"], centres: Float[Tensor, "K E"]
+    team: Team, x: Float[Tensor, "N E"], norm: Float[Tensor, " N"], centres: Float[Tensor, "K E"]
 ) -> tuple[Int[Tensor, " N"], Float[Tensor, " N"]]:
     """The nearest centre of each row and the squared distance from it."""
     half = square(centres) / 2
     label, squared = torch.empty_like(norm, dtype=torch.int64), torch.empty_like(norm)
-    for part in blocks(len(x), max(centres.shape), x.device):
+
+    def work(part: slice) -> None:
         squared[part], label[part] = nearest_product(x[part], norm[part], centres, half)
+
+    team.all(work, [*blocks(len(x), max(centres.shape), x.device)], len(x) * len(centres))
     return label, squared
 
 

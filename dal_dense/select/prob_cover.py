@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dal_dense.select.blocks import blocks, middle_of, nearest_product, sides, square
+from dal_dense.select.blocks import Team, blocks, middle_of, nearest_product, one_thread, sides, square, strips
 from dal_dense.select.checks import check_lengths, check_types
 
 PURITY = 0.95
@@ -43,14 +43,19 @@ class ProbCover:
         check_types(rows=rows, centres=centres)
         middle = middle_of(rows)
         self._x, self._radius = rows - middle, radius
-        self._norm = square(self._x)
+        self._norm, self._team = square(self._x), Team(rows.device)
         self._covered = torch.zeros_like(self._norm, dtype=torch.bool)
         labelled = centres - middle
         half = square(labelled) / 2
         check_lengths(self._norm, 2 * half)
-        for part in blocks(len(rows), max(centres.shape), rows.device) if len(centres) else ():
+
+        def work(part: slice) -> None:
             apart, _ = nearest_product(self._x[part], self._norm[part], labelled, half)
             self._covered[part] = apart < radius**2
+
+        if len(centres):
+            parts = [*blocks(len(rows), max(centres.shape), rows.device)]
+            self._team.all(work, parts, len(rows) * len(centres))
         self._count = self._within((~self._covered).nonzero()[:, 0])
 
     def next(self, allowed: Bool[Tensor, " N"]) -> tuple[int, float]:
@@ -60,7 +65,8 @@ class ProbCover:
 
     def add(self, row: int) -> None:
         """Cover the rows around a row."""
-        apart = self._norm + self._norm[row] - 2 * (self._x @ self._x[row])
+        with one_thread():
+            apart = self._norm + self._norm[row] - 2 * (self._x @ self._x[row])
         apart[row] = 0
         new = ((apart < self._radius**2) & ~self._covered).nonzero()[:, 0]
         self._covered[new] = True
@@ -69,11 +75,14 @@ class ProbCover:
     def _within(self, rows: Int[Tensor, " n"]) -> Int[Tensor, " N"]:
         """How many of these rows each row has within the radius."""
         count = torch.zeros_like(self._norm, dtype=torch.int64)
-        for few in sides(len(rows), rows.device):
-            x, half = self._x[rows[few]].T, self._norm[rows[few]] / 2
-            for part in sides(len(count), rows.device):
-                least = (self._norm[part, None] - self._radius**2) / 2
-                count[part] += (torch.addmm(-half, self._x[part], x) > least).sum(1)
+        x, half = self._x[rows], self._norm[rows] / 2
+
+        def work(part: slice) -> None:
+            least = (self._norm[part, None] - self._radius**2) / 2
+            for few in sides(len(rows), rows.device):
+                count[part] += (torch.addmm(-half[few], self._x[part], x[few].T) > least).sum(1)
+
+        self._team.all(work, [*strips(len(count), rows.device)], len(count) * len(rows))
         return count
 
 
@@ -97,9 +106,11 @@ def pure_radius(rows: Float[Tensor, "N E"], label: Int[Tensor, " N"], sample: In
     if not len(sample):
         return math.inf
     x = rows - middle_of(rows)
-    norm, found = square(x), []
+    norm = square(x)
     check_lengths(norm)
-    for part in sides(len(sample), rows.device):
+    distance = norm.new_empty(len(sample))
+
+    def work(part: slice) -> None:
         these = sample[part]
         best, which = torch.full_like(norm[these], torch.inf), these
         for other in sides(len(rows), rows.device):
@@ -109,8 +120,10 @@ def pure_radius(rows: Float[Tensor, "N E"], label: Int[Tensor, " N"], sample: In
             which = torch.where(near < best, other.start + column, which)
             best = torch.minimum(best, near)
         exact = square(x[these] - x[which]).sqrt()  # products do not see that two rows are copies
-        found.append(torch.where(best.isinf(), best, exact))
-    enemies = torch.cat(found).sort().values
+        distance[part] = torch.where(best.isinf(), best, exact)
+
+    Team(rows.device).all(work, [*strips(len(sample), rows.device)], len(sample) * len(rows))
+    enemies = distance.sort().values
     place = int((1 - PURITY) * len(enemies))
     if place and float(enemies[place]) > 0:
         # between two that differ, so that none equals the radius; two nearest enemies of each other have the same

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dal_dense.select.blocks import blocks, middle_of, square
+from dal_dense.select.blocks import Team, blocks, middle_of, square
 from dal_dense.select.by_cluster import ByCluster
 from dal_dense.select.k_means import k_means
 
@@ -53,9 +53,13 @@ def typicality(rows: Float[Tensor, "n E"]) -> Float[Tensor, " n"]:
     near = min(NEIGHBOURS, len(rows) - 1)
     x = rows - middle_of(rows)
     norm, value = square(x), rows.new_zeros(len(rows))
-    for part in blocks(len(rows), max(rows.shape), rows.device) if near > 0 else ():
+
+    def work(part: slice) -> None:
         apart = norm[part, None] + torch.addmm(norm, x[part], x.T, alpha=-2)
         itself = torch.arange(part.start, part.stop, device=rows.device)
         apart[itself - part.start, itself] = torch.inf
         value[part] = -apart.topk(near, dim=1, largest=False).values.clamp_min(0).sqrt().mean(1)
+
+    if near > 0:
+        Team(rows.device).all(work, [*blocks(len(rows), max(rows.shape), rows.device)], len(rows) ** 2)
     return value

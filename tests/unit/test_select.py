@@ -10,12 +10,15 @@ import threading
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dal_dense import noise
 from dal_dense.select import (
@@ -136,6 +139,35 @@ def test_k_center_of_copies_takes_the_first() -> None:
     assert pick(KCenter(torch.ones(3000, 4), torch.zeros(0, 4)), free(torch.ones(3000)), 4).tolist() == [0, 1, 2, 3]
 
 
+class Largest(TorchDispatchMode):
+    """How many numbers the largest matrix holds that an operation makes."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        made = [
+            t
+            for t in tree_leaves(out)
+            if isinstance(t, Tensor) and t.dim() == 2 and t.shape[1] > 1 and not t._is_view()
+        ]
+        self.most = max([self.most, *(t.numel() for t in made)])
+        return out
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e-4])
+def test_k_center_needs_little_memory_where_rows_are_alike(apart: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but a few are copies, or closer together than float32 tells: none of them can be left out of the group."""
+    monkeypatch.setitem(sizes.CELLS, "cpu", 1 << 12)
+    monkeypatch.setitem(sizes.GROUP, "cpu", 32)
+    x = 10 + apart * torch.randn(2000, 16, generator=torch.Generator().manual_seed(0))
+    x[::100] += 50 * torch.randn(20, 16, generator=torch.Generator().manual_seed(1))
+    with Largest() as largest:
+        rows = pick(KCenter(x, x[:1]), free(x, 1), 40).tolist()
+    assert rows == farthest_first(x, 1, 40)
+    assert largest.most <= 1 << 12
+
+
 @pytest.mark.parametrize("eager", [(), ("cpu",)])
 def test_k_center_names_distances_and_minds_what_is_allowed(
     eager: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
@@ -236,6 +268,28 @@ def test_facility_location_is_the_same_on_any_number_of_threads(threads: int, mo
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(1)
+
+
+MEASURED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "k_means": lambda x, key: k_means(x, 40, key, 0).label,
+    "typicality": lambda x, key: typicality(x[:150]),
+    "prob_cover": lambda x, key: ProbCover(x, 5**0.5 / 3, x[:9])._count,
+    "pure_radius": lambda x, key: torch.tensor(pure_radius(x, key % 2, key)),
+}
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_distances_are_the_same_on_any_number_of_threads(name: str) -> None:
+    """Torch's threads share one product, and its last bits hang on how many they are: rows between clusters move."""
+    x = torch.randint(-2, 3, (3000, 8), generator=torch.Generator().manual_seed(0)) / 3  # many as near to two centres
+    found = []
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        try:
+            found.append(MEASURED[name](x, torch.arange(len(x))))
+        finally:
+            torch.set_num_threads(1)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
 def test_a_thread_of_a_team_computes_as_the_one_that_asks() -> None:
