@@ -7,38 +7,12 @@ from typing import Any
 import torch
 
 from dal_dense.acquire.base import Aim
-from dal_dense.acquire.fill import embedding_of
 from dal_dense.acquire.one_by_one import one_by_one
 from dal_dense.acquire.shards import BasketShard
 from dal_dense.acquire.shortlist import Candidates, Picks, Rows, Shards
+from dal_dense.acquire.spend import embedding_of
 from dal_dense.offers import Offers
 from dal_dense.select import badge
-
-
-class Badge:
-    """The row of the longest gradient, then rows drawn in proportion to the squared distance to those chosen.
-
-    In a picture the gradient of the last layer is the residual, class by class, times the features. A region has
-    many voxels, each with a residual of its own; the region's class-wise uncertainty (`class_score`) stands for
-    them, and its embedding for the features. What is labelled plays no part, as published.
-    """
-
-    def shard(self, offers: Offers, aim: Aim, number: int, known: Offers | None) -> BadgeShard:
-        """See `ranking.Sharded`.
-
-        Raises:
-            ConfigError: if the offers carry no embedding.
-        """
-        return BadgeShard(offers, aim, number, known)
-
-    def choose(self, shards: Shards, aim: Aim) -> Picks:
-        """See `ranking.Sharded`."""
-
-        def soonest(rows: Rows) -> tuple[int, float]:
-            row = int(rows.worth.argmax())
-            return row, float(rows.offers.extra["far"][row])
-
-        return one_by_one(shards, True, soonest)
 
 
 class BadgeShard(BasketShard):
@@ -80,3 +54,23 @@ class BadgeShard(BasketShard):
             shares=offers.shares[rows],  # as wide as class scores must be
             embedding=self._embedding[rows],
         )
+
+
+class Badge:
+    """The row of the longest gradient, then rows drawn in proportion to the squared distance to those chosen.
+
+    In a picture the gradient of the last layer is the residual, class by class, times the features. A region has
+    many voxels, each with a residual of its own; the region's class-wise uncertainty (`class_score`) stands for
+    them, and its embedding for the features. What is labelled plays no part, as published.
+    """
+
+    shard = BadgeShard
+
+    def choose(self, shards: Shards, aim: Aim) -> Picks:
+        """See `ranking.Sharded`."""
+
+        def soonest(rows: Rows) -> tuple[int, float]:
+            row = int(rows.worth.argmax())
+            return row, float(rows.offers.extra["far"][row])
+
+        return one_by_one(shards, True, soonest)

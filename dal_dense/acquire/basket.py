@@ -23,6 +23,8 @@ SAME_OBJECT = 0.5
 TICK = 2.0**-20
 """Seconds are counted in whole steps of about a microsecond: float64 holds their sums exactly, up to 270 years."""
 _SINGLE = KINDS.index("box")
+_PRICES = 1 << 16
+"""Rows whose prices are worked out together."""
 _PAIRS = 1 << 18
 """Pairs of a taken region and a row of its image that are looked at together."""
 
@@ -59,7 +61,11 @@ class Basket:
         if time is not None and self._group_of is not None:
             self._times = Times(self.blocks.images, self._group_of, self.blocks.of_images(time))
         self._opening = self.blocks.largest(offers.image_seconds)
-        self.price = in_ticks(offers.seconds).add_(self.blocks.spread(in_ticks(self._opening)))
+        opening = self.blocks.spread(self._opening)
+        self.price = torch.empty_like(opening, dtype=torch.float64)
+        for price, *both in zip(*(torch.split(x, _PRICES) for x in (self.price, opening, offers.seconds)), strict=True):
+            torch.add(*map(in_ticks, both), out=price)
+        del opening
         labelled = offers.labelled.nonzero()[:, 0]
         for some in self._parts(offers, labelled):
             self._forbid_overlaps(offers, some)
@@ -177,7 +183,7 @@ class Basket:
 
 def in_ticks(seconds: Float[Tensor, " n"]) -> Float64[Tensor, " n"]:
     """Seconds as prices count them."""
-    return seconds.to(torch.float64, copy=True).div_(TICK).floor_().mul_(TICK)
+    return (seconds.double() / TICK).floor() * TICK
 
 
 def _count(counts: dict[int, int], found: list[int], cap: int | None) -> list[int]:

@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dal_dense.acquire.base import Aim
-from dal_dense.acquire.fill import embedding_of
 from dal_dense.acquire.one_by_one import one_by_one
 from dal_dense.acquire.shards import BasketShard
 from dal_dense.acquire.shortlist import Candidates, Picks, Rows, Shards
+from dal_dense.acquire.spend import embedding_of
 from dal_dense.acquire.survey import sample_of, survey_of, surveyed
 from dal_dense.offers import Offers
 from dal_dense.select import KCenter
@@ -21,33 +21,6 @@ from dal_dense.select.blocks import middle_of
 
 SAMPLE = 4096
 """Rows on offer whose mean the first pick is far from, where nothing is labelled."""
-
-
-class Coreset:
-    """The row farthest from all labelled and chosen ones, again and again while the budget lasts.
-
-    With nothing labelled the first is the row farthest from the mean (of a sample). At most twice the radius
-    of the best cover with as many centres (Gonzalez 1985), where all rows cost the same and may be taken.
-    """
-
-    def shard(self, offers: Offers, aim: Aim, number: int, known: Offers | None) -> CoresetShard:
-        """See `ranking.Sharded`.
-
-        Raises:
-            ConfigError: if the offers carry no embedding.
-        """
-        return CoresetShard(offers, aim, number, known)
-
-    def choose(self, shards: Shards, aim: Aim) -> Picks:
-        """See `ranking.Sharded`."""
-        known = surveyed(shards, aim.when, SAMPLE)
-        origin = middle_of(sample_of(known, aim.when, SAMPLE).embedding)
-
-        def best(rows: Rows) -> tuple[int, float]:
-            row = int(rows.worth.argmax())
-            return row, math.sqrt(float(rows.worth[row]))
-
-        return one_by_one(shards, Begin(known.embedding[known.labelled], origin), best)
 
 
 @dataclass(frozen=True)
@@ -101,3 +74,24 @@ class CoresetShard(BasketShard):
         rows = torch.tensor([row for row, _ in found], dtype=torch.int64, device=device)
         far = torch.tensor([far for _, far in found], dtype=torch.float64)
         return self.handed(rows, far, extra={"price": self.basket.price[rows]}, embedding=self._embedding[rows])
+
+
+class Coreset:
+    """The row farthest from all labelled and chosen ones, again and again while the budget lasts.
+
+    With nothing labelled the first is the row farthest from the mean (of a sample). At most twice the radius
+    of the best cover with as many centres (Gonzalez 1985), where all rows cost the same and may be taken.
+    """
+
+    shard = CoresetShard
+
+    def choose(self, shards: Shards, aim: Aim) -> Picks:
+        """See `ranking.Sharded`."""
+        known = surveyed(shards, aim.when, SAMPLE)
+        origin = middle_of(sample_of(known, aim.when, SAMPLE).embedding)
+
+        def best(rows: Rows) -> tuple[int, float]:
+            row = int(rows.worth.argmax())
+            return row, math.sqrt(float(rows.worth[row]))
+
+        return one_by_one(shards, Begin(known.embedding[known.labelled], origin), best)

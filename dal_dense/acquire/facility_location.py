@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dal_dense.acquire.base import Aim
 from dal_dense.acquire.basket import Basket
-from dal_dense.acquire.fill import embedding_of, fill
+from dal_dense.acquire.spend import embedding_of, spend
 from dal_dense.select import FacilityLocation
 
 
@@ -17,4 +17,4 @@ def facility_location(basket: Basket, aim: Aim) -> None:
         ConfigError: if the offers carry no embedding.
     """
     rows = embedding_of(basket.offers, "facility_location")
-    fill(basket, FacilityLocation(rows, rows[basket.offers.labelled]))
+    spend(basket, FacilityLocation(rows, rows[basket.offers.labelled]))

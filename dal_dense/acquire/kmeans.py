@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dal_dense.acquire.base import Aim
 from dal_dense.acquire.basket import Basket
-from dal_dense.acquire.fill import embedding_of, fill, purchases
+from dal_dense.acquire.spend import embedding_of, purchases, spend
 from dal_dense.select import k_means_picker
 
 
@@ -18,4 +18,4 @@ def kmeans(basket: Basket, aim: Aim) -> None:
     """
     offers = basket.offers
     rows, seed = embedding_of(offers, "kmeans"), aim.when.seed_for("kmeans")
-    fill(basket, k_means_picker(rows, ~offers.labelled, purchases(basket, seed), offers.key, seed))
+    spend(basket, k_means_picker(rows, ~offers.labelled, purchases(basket, seed), offers.key, seed))

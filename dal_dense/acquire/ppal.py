@@ -40,32 +40,6 @@ class Step(Enum):
     REST = "the best rows that the money left buys"
 
 
-class Ppal:
-    """k-centre greedy, then k-medoids, over class-conditional matching distances of the candidates.
-
-    Medoids that may not be bought, for they overlap or the money ends, are replaced by the candidate farthest
-    from what is bought. Money that no candidate can use is spent by score.
-    """
-
-    def shard(self, offers: Offers, aim: Aim, number: int, known: Offers | None) -> PpalShard:
-        """See `ranking.Sharded`.
-
-        Raises:
-            ConfigError: if the offers carry no objects.
-        """
-        return PpalShard(offers, aim, number, known)
-
-    def choose(self, shards: Shards, aim: Aim) -> Picks:
-        """See `ranking.Sharded`."""
-        rows, _ = joined(shards(candidates(shards, aim.budget), 1, Step.OBJECTS))
-        rows = rows[rows.worth.argsort(descending=True, stable=True)]  # so of equals the better one is taken
-        basket = Basket(rows.offers, aim.budget)
-        parts, rows = rows.offers.parts, replace(rows, offers=replace(rows.offers, parts=None))
-        assert parts is not None
-        thin(basket, matching_distance(parts.to(aim.device), len(rows.worth)).cpu(), rows.worth)
-        return fill(shards, aim.budget, _Asking(Step.REST), Picks().and_those_of(basket, rows))
-
-
 class PpalShard(LocalShard):
     """Rows with their objects; 16 bytes a row beside the columns."""
 
@@ -107,6 +81,26 @@ class PpalShard(LocalShard):
         wanted, place = rows.sort()
         new = place[torch.searchsorted(wanted, parts.row[mine])]
         return Parts(new, parts.classes[mine], parts.weight[mine], parts.embedding[mine])
+
+
+class Ppal:
+    """k-centre greedy, then k-medoids, over class-conditional matching distances of the candidates.
+
+    Medoids that may not be bought, for they overlap or the money ends, are replaced by the candidate farthest
+    from what is bought. Money that no candidate can use is spent by score.
+    """
+
+    shard = PpalShard
+
+    def choose(self, shards: Shards, aim: Aim) -> Picks:
+        """See `ranking.Sharded`."""
+        rows, _ = joined(shards(candidates(shards, aim.budget), 1, Step.OBJECTS))
+        rows = rows[rows.worth.argsort(descending=True, stable=True)]  # so of equals the better one is taken
+        basket = Basket(rows.offers, aim.budget)
+        parts, rows = rows.offers.parts, replace(rows, offers=replace(rows.offers, parts=None))
+        assert parts is not None
+        thin(basket, matching_distance(parts.to(aim.device), len(rows.worth)).cpu(), rows.worth)
+        return fill(shards, aim.budget, _Asking(Step.REST), Picks().and_those_of(basket, rows))
 
 
 class _Asking(ByWorth):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dal_dense import noise
 from dal_dense.acquire.base import Aim
 from dal_dense.acquire.basket import Basket
-from dal_dense.acquire.fill import embedding_of, fill
+from dal_dense.acquire.spend import embedding_of, spend
 from dal_dense.select import ProbCover, k_means, pure_radius
 from dal_dense.select.prob_cover import SAMPLE
 
@@ -23,4 +23,4 @@ def probcover(basket: Basket, aim: Aim) -> None:
     rows, seed = embedding_of(offers, "probcover"), aim.when.seed_for("probcover")
     clusters = k_means(rows, max(2, offers.class_score.shape[1]), offers.key, seed)
     sample = noise.uniform(offers.key, seed, "sample").argsort(stable=True)[:SAMPLE]
-    fill(basket, ProbCover(rows, pure_radius(rows, clusters.label, sample), rows[offers.labelled]))
+    spend(basket, ProbCover(rows, pure_radius(rows, clusters.label, sample), rows[offers.labelled]))

@@ -23,30 +23,6 @@ _BETWEEN = 1 << 32
 """From one group to the next where images of all groups lie on one line; `Offers.image` is less than half of it."""
 
 
-class Uniform:
-    """Farthest first, by one criterion after another.
-
-    Fewest regions in the group, then fewest in the image, then farthest from any asked image of the group by
-    `Offers.image` (frames of a drive follow each other in the round's listing, by time or id), then farthest
-    from any asked box of the image, in box sides, then a keyed draw. Labelled rows count as asked.
-    """
-
-    def shard(self, offers: Offers, aim: Aim, number: int, known: Offers | None) -> UniformShard:
-        """See `ranking.Sharded`."""
-        return UniformShard(offers, aim, number, known)
-
-    def choose(self, shards: Shards, aim: Aim) -> Picks:
-        """See `ranking.Sharded`."""
-        labelled = joined(shards(Picks(), 1, None))[0].offers
-
-        def best(rows: Rows) -> tuple[int, float]:
-            levels = [rows.offers.extra[name].__getitem__ for name in LEVELS]
-            row = int(_smallest(torch.arange(len(rows.worth)), levels)[0])
-            return row, float(rows.worth[row])
-
-        return one_by_one(shards, labelled, best)
-
-
 class UniformShard(BasketShard):
     """Rows of some images, and the best row of each image by what is labelled and taken.
 
@@ -155,6 +131,28 @@ class UniformShard(BasketShard):
                 kept &= level == column[some][owner]
             self._row[some], self._price[some] = _CLOSED, torch.inf
             self._row[some[owner[kept]]], self._price[some[owner[kept]]] = rows[kept], price[kept]
+
+
+class Uniform:
+    """Farthest first, by one criterion after another.
+
+    Fewest regions in the group, then fewest in the image, then farthest from any asked image of the group by
+    `Offers.image` (frames of a drive follow each other in the round's listing, by time or id), then farthest
+    from any asked box of the image, in box sides, then a keyed draw. Labelled rows count as asked.
+    """
+
+    shard = UniformShard
+
+    def choose(self, shards: Shards, aim: Aim) -> Picks:
+        """See `ranking.Sharded`."""
+        labelled = joined(shards(Picks(), 1, None))[0].offers
+
+        def best(rows: Rows) -> tuple[int, float]:
+            levels = [rows.offers.extra[name].__getitem__ for name in LEVELS]
+            row = int(_smallest(torch.arange(len(rows.worth)), levels)[0])
+            return row, float(rows.worth[row])
+
+        return one_by_one(shards, labelled, best)
 
 
 def _steps(line: Int[Tensor, " n"], asked: Int[Tensor, " m"]) -> Float64[Tensor, " n"]:

@@ -28,13 +28,13 @@ from dal_dense.acquire import (
     shard_of,
 )
 from dal_dense.acquire.base import Aim
-from dal_dense.acquire.fill import purchases
 from dal_dense.acquire.hybrid import Hybrid
 from dal_dense.acquire.hybrid_scales import Scales
 from dal_dense.acquire.hybrid_shard import HybridShard
 from dal_dense.acquire.matching import matching_distance
 from dal_dense.acquire.shards import BasketShard, LocalShard, Stock
 from dal_dense.acquire.shortlist import Candidates, InTurn, Picks
+from dal_dense.acquire.spend import purchases
 from dal_dense.acquire.survey import sample_draw, surveyed
 from dal_dense.acquire.turns import TurnShard
 from dal_dense.acquire.values import summed_score

@@ -6,17 +6,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dal_dense import noise
-from dal_dense.acquire import shortlist
 from dal_dense.acquire.basket import Basket
 from dal_dense.acquire.shards import LocalShard
-from dal_dense.acquire.shortlist import ByWorth, InTurn
+from dal_dense.acquire.shortlist import ByWorth, InTurn, fill
 from dal_dense.config import StrategyName
 from dal_dense.errors import ConfigError
 from dal_dense.offers import Offers
 from dal_dense.select import Picker
 
 
-def fill(basket: Basket, picker: Picker) -> None:
+def spend(basket: Basket, picker: Picker) -> None:
     """Take what the picker names until nothing is affordable."""
     while (allowed := basket.affordable()).any():
         row, value = picker.next(allowed)
@@ -42,4 +41,4 @@ def purchases(basket: Basket, seed: int) -> int:
     """About how many rows the money buys: as many as of a random order. At least 1."""
     draw = noise.uniform(basket.offers.key, seed, "purchases")
     shards = InTurn([LocalShard(basket.offers, basket.budget, draw)])
-    return max(1, len(shortlist.fill(shards, basket.budget, ByWorth())))
+    return max(1, len(fill(shards, basket.budget, ByWorth())))
