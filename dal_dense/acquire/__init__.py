@@ -74,8 +74,9 @@ def acquire(
     """Spend one round's budget.
 
     The same rows in any order give the same choice, in the same order: ties go to the smaller key. This
-    needs 24 bytes a row (`coreset` 80, `badge` 60) beyond the offers, of which few columns are read; `Whole`
-    strategies need O(n) memory beyond a copy of the columns that they read, of the n rows that they see.
+    needs 24 bytes a row (`coreset` 80, or twice that where most are alike, `badge` 60) beyond the offers, of which few
+    columns are read; `Whole` strategies need O(n) memory beyond a copy of the columns that they read, of the n rows
+    that they see.
 
     Args:
         offers: regions on offer and labelled ground, on any device with float64; there rows are ranked.
