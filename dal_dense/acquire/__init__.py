@@ -79,7 +79,8 @@ def acquire(
     that they see.
 
     Args:
-        offers: regions on offer and labelled ground, on any device with float64; there rows are ranked.
+        offers: regions on offer and labelled ground, on any device with float64; there rows are ranked. On a GPU
+            distances may have other last bits, so near ties may be decided otherwise.
         budget: seconds and caps.
         strategy: its name (its `start` in round 0) and options.
         when: round and seed.

@@ -77,7 +77,7 @@ class KCenter:
         return row, math.sqrt(apart)
 
     def farthest(self, allowed: Bool[Tensor, " N"]) -> tuple[int, float]:
-        """As `next`, with the square of the distance, which is float64 and the same among any other rows."""
+        """As `next`, with the square of the distance, float64; on a CPU it is the same among any other rows."""
         found = self._farthest(allowed)
         if found is None:
             self._regroup(allowed)

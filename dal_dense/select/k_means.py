@@ -101,7 +101,7 @@ def _assigned(
 
 def _means(x: Float[Tensor, "N E"], label: Int[Tensor, " N"], centres: Float[Tensor, "K E"]) -> Float[Tensor, "K E"]:
     """Mean of each cluster; an empty one stays where it is."""
-    # float64: atomic additions on a GPU come in any order, and the result must not show it
+    # float64: atomic additions on a GPU come in any order, which float32 means hardly ever show
     total = torch.zeros_like(centres, dtype=torch.float64)
     for part in blocks(len(x), x.shape[1], x.device):
         total.index_add_(0, label[part], x[part].double())
