@@ -30,7 +30,7 @@ def counted(function: Callable[..., Any]) -> Callable[..., Any]:
     def check(*given: Any, **named: Any) -> Any:
         global _left
         _left -= 1
-        if not _left:
+        if _left <= 0:
             jaxtyping.config.update("jaxtyping_disable", True)
         return checked(*given, **named)
 

@@ -76,9 +76,9 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def shapes_are_checked() -> None:
-    """From the first call of each test."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Shapes are checked from the first call of each test and its fixtures."""
     checks.begin()
 
 

@@ -19,7 +19,11 @@ class BadgeShard(BasketShard):
     """Rows in the race that `select.seeding` describes; 60 bytes a row beside the columns."""
 
     def __init__(self, offers: Offers, aim: Aim, number: int = 0, known: Offers | None = None) -> None:
-        """As `acquire.shard_of`."""
+        """As `acquire.shard_of`.
+
+        Raises:
+            ConfigError: if the offers carry no embedding.
+        """
         super().__init__(offers, aim.budget, number, known)
         self._embedding, self._seed = embedding_of(offers, "badge"), aim.when.seed_for("badge")
 

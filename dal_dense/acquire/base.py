@@ -19,7 +19,7 @@ class Budget:
     """What one round may cost.
 
     Attributes:
-        seconds: predicted labelling time, images' opening included; never exceeded.
+        seconds: predicted labelling time in whole ticks (`basket.TICK`), images' opening included; never exceeded.
         max_per_image: most regions chosen in one image this round, at least 1; None: no cap.
         max_per_group: most regions chosen in one group (patient, drive) this round, at least 1; None: no cap.
         min_gap: least time between two images of one group that are labelled or asked; None: none. Needs

@@ -63,8 +63,9 @@ class Basket:
         self._opening = self.blocks.largest(offers.image_seconds)
         opening = self.blocks.spread(self._opening)
         self.price = torch.empty_like(opening, dtype=torch.float64)
-        for price, *both in zip(*(torch.split(x, _PRICES) for x in (self.price, opening, offers.seconds)), strict=True):
-            torch.add(*map(in_ticks, both), out=price)
+        for start in range(0, len(opening), _PRICES):
+            here = slice(start, start + _PRICES)
+            self.price[here] = in_ticks(opening[here]) + in_ticks(offers.seconds[here])
         del opening
         labelled = offers.labelled.nonzero()[:, 0]
         for some in self._parts(offers, labelled):
@@ -77,7 +78,7 @@ class Basket:
         """Rows that may be taken now."""
         return self.buys(self.price)
 
-    def buys(self, price: Float64[Tensor, " n"]) -> Bool[Tensor, " n"]:
+    def buys(self, price: Float64[Tensor, "*n"]) -> Bool[Tensor, "*n"]:
         """Which of these prices the money left pays."""
         return self.spent + price <= self.budget.seconds
 
@@ -103,7 +104,7 @@ class Basket:
             ValueError: if the row is not affordable: a fault of the strategy.
         """
         paid = float(self.price[row])
-        if not self.spent + paid <= self.budget.seconds:
+        if not self.buys(self.price[row]):
             raise ValueError(f"row {row} costs {paid:g} s and may not be taken; take only rows of affordable()")
         self.spent += paid
         self.rows.append(row)

@@ -43,7 +43,11 @@ class CoresetShard(BasketShard):
     """
 
     def __init__(self, offers: Offers, aim: Aim, number: int = 0, known: Offers | None = None) -> None:
-        """As `acquire.shard_of`."""
+        """As `acquire.shard_of`.
+
+        Raises:
+            ConfigError: if the offers carry no embedding.
+        """
         super().__init__(offers, aim.budget, number, known)
         self._embedding, self._when = embedding_of(offers, "coreset"), aim.when
         self._counted = 0  # picks that are centres

@@ -44,7 +44,11 @@ class PpalShard(LocalShard):
     """Rows with their objects; 16 bytes a row beside the columns."""
 
     def __init__(self, offers: Offers, aim: Aim, number: int = 0, known: Offers | None = None) -> None:
-        """As `acquire.shard_of`."""
+        """As `acquire.shard_of`.
+
+        Raises:
+            ConfigError: if the offers carry no objects.
+        """
         if offers.parts is None or offers.parts.embedding.shape[1] == 0:
             raise ConfigError("strategy.name ppal compares detected objects, and this task offers none; use hybrid")
         super().__init__(offers, aim.budget, worth_of(per_second, offers, aim.options, aim.when), number, known)

@@ -48,10 +48,15 @@ class FacilityLocation:
         check_types(rows=rows, centres=centres)
         unit, labelled = _directions(rows), _directions(centres)
         self._bar = rows.new_zeros(len(rows))  # what a cosine must exceed to serve a row better
-        for part in blocks(len(rows), max(centres.shape), rows.device) if len(centres) else ():
+        self._unit, self._team = unit, Team(unit.device)
+
+        def work(part: slice) -> None:
             best = (unit[part] @ labelled.T).amax(1)
             self._bar[part] = torch.where(best > 0, best + ALIKE, 0)
-        self._unit, self._team = unit, Team(unit.device)
+
+        if len(centres):
+            parts = [*blocks(len(rows), max(centres.shape), rows.device)]
+            self._team.all(work, parts, len(rows) * len(centres))
         self._gain = _among(self._team, unit, self._bar, torch.full_like(self._bar, torch.inf))
         self._ahead: dict[int, Tensor] = {}
 

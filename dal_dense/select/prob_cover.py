@@ -75,12 +75,13 @@ class ProbCover:
     def _within(self, rows: Int[Tensor, " n"]) -> Int[Tensor, " N"]:
         """How many of these rows each row has within the radius."""
         count = torch.zeros_like(self._norm, dtype=torch.int64)
-        x, half = self._x[rows], self._norm[rows] / 2
+        half = self._norm[rows] / 2
 
         def work(part: slice) -> None:
             least = (self._norm[part, None] - self._radius**2) / 2
             for few in sides(len(rows), rows.device):
-                count[part] += (torch.addmm(-half[few], self._x[part], x[few].T) > least).sum(1)
+                theirs = self._x[rows[few]].T
+                count[part] += (torch.addmm(-half[few], self._x[part], theirs) > least).sum(1)
 
         self._team.all(work, [*strips(len(count), rows.device)], len(count) * len(rows))
         return count

@@ -18,6 +18,7 @@ from dal_dense.config import StrategyConfig
 from dal_dense.errors import ConfigError
 from dal_dense.offers import KINDS, Offers, Parts, concat
 from dal_dense.regions import Regions
+from dal_dense.select import blocks
 
 
 def parts_of(rows: list[list[tuple[int, float, list[float]]]], width: int = 3) -> Parts:
@@ -266,6 +267,18 @@ def test_medoids_are_the_middles_of_their_clusters() -> None:
     apart = (line[:, None] - line[None]).abs()
     assert sorted(medoids(apart, [0, 5])) == [1, 4]
     assert medoids(apart, [2]) in ([2], [3])
+
+
+def test_distances_are_the_same_on_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(blocks.CELLS, "cpu", 1000)  # so that threads are given work
+    parts, found = drawn(0, 211, 3001, 3, width=8), []
+    for threads in (1, 3, 4):
+        torch.set_num_threads(threads)
+        try:
+            found.append(matching_distance(parts, 211))
+        finally:
+            torch.set_num_threads(1)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
 def test_a_task_without_objects_is_told() -> None:

@@ -63,7 +63,11 @@ def every_row(offers: Offers) -> Selection:
         utility = fixed_part + log_of(value) - RULE.cost_power * log_of(basket.price) + RULE.diversity * apart.log()
         row = basket.best(utility)
         if row is None:
-            return Selection(torch.tensor(basket.rows), torch.tensor(basket.seconds), torch.tensor(basket.values))
+            return Selection(
+                torch.tensor(basket.rows),
+                torch.tensor(basket.seconds, dtype=torch.float64),
+                torch.tensor(basket.values),
+            )
         basket.take(row, utility[row])
         ground = ground + mass[row]
         far = torch.minimum(far, nearest(features, features[row : row + 1]))

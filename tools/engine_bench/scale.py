@@ -105,7 +105,7 @@ def every_row(offers: Offers) -> Selection:
     if single is not None and float(worth[single]) > float(worth[basket.rows].sum()):
         alone.take(single, worth[single])
         basket = filled(alone)
-    return Selection(order[basket.rows], torch.tensor(basket.seconds), torch.tensor(basket.values))
+    return Selection(order[basket.rows], torch.tensor(basket.seconds, dtype=torch.float64), torch.tensor(basket.values))
 
 
 def sort_once(offers: Offers) -> Selection:
@@ -134,7 +134,7 @@ def sort_once(offers: Offers) -> Selection:
         paid.append(price)
         taken.setdefault(i, []).append(row)
         opened[i], per_group[g] = opened.get(i, 0) + 1, per_group.get(g, 0) + 1
-    return Selection(torch.tensor(rows), torch.tensor(paid, dtype=torch.float32), torch.zeros(len(rows)))
+    return Selection(torch.tensor(rows), torch.tensor(paid, dtype=torch.float64), torch.zeros(len(rows)))
 
 
 def budgeted(rows: int, goal: str, plain: str, way: Way) -> Case:

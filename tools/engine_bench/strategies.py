@@ -36,7 +36,9 @@ def ours(rule: StrategyConfig) -> Callable[[Offers], Selection]:
 
 def taken(basket: Basket) -> Selection:
     """What is in a basket."""
-    return Selection(torch.tensor(basket.rows), torch.tensor(basket.seconds), torch.tensor(basket.values))
+    return Selection(
+        torch.tensor(basket.rows), torch.tensor(basket.seconds, dtype=torch.float64), torch.tensor(basket.values)
+    )
 
 
 def every_row_uniform(o: Offers) -> Selection:
