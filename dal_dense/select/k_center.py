@@ -183,8 +183,8 @@ class KCenter:
                 break
             if len(stale) > at_once:
                 stale = stale[upper[stale].topk(at_once).indices]
-            for part in self._parts(len(stale), len(self._centres)):
-                self._look(stale[part])
+            for some in torch.split(stale, size):
+                self._look(some)
             at_once *= 2
         self._group = self._gather(inside, float(torch.where(inside, -torch.inf, upper).max()))
 
