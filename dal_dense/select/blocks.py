@@ -109,6 +109,12 @@ def sums(block: Float[Tensor, "n m"], dim: int) -> Float64[Tensor, " k"]:
     return torch.from_numpy(cv2.reduce(values, 1, cv2.REDUCE_SUM, dtype=cv2.CV_64F)[:, 0])
 
 
+def smallest(block: Float[Tensor, "n m"]) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
+    """The smallest number of each row, and where it stands first; on a CPU by what finds it fastest on one thread."""
+    which = torch.from_numpy(block.numpy().argmin(1)) if block.is_cpu else block.argmin(1)
+    return block.gather(1, which[:, None])[:, 0], which
+
+
 def middle_of(rows: Float[Tensor, "N E"]) -> Float[Tensor, " E"]:
     """Mean, summed in float64: taken away, a common offset costs the products of features no digits."""
     total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
@@ -136,5 +142,5 @@ def nearest_product(
         x: features; norm: their squared lengths.
         centres: at least one; half: half their squared lengths.
     """
-    nearest, which = torch.addmm(half, x, centres.T, alpha=-1).min(1)
+    nearest, which = smallest(torch.addmm(half, x, centres.T, alpha=-1))
     return (norm + 2 * nearest).clamp_min(0), which

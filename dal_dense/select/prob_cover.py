@@ -13,7 +13,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dal_dense.select.blocks import Team, blocks, middle_of, nearest_product, one_thread, sides, square, strips
+from dal_dense.select.blocks import (
+    Team,
+    blocks,
+    middle_of,
+    nearest_product,
+    one_thread,
+    sides,
+    smallest,
+    square,
+    strips,
+)
 from dal_dense.select.checks import check_lengths, check_types
 
 PURITY = 0.95
@@ -81,7 +91,7 @@ class ProbCover:
             least = (self._norm[part, None] - self._radius**2) / 2
             for few in sides(len(rows), rows.device):
                 theirs = self._x[rows[few]].T
-                count[part] += (torch.addmm(-half[few], self._x[part], theirs) > least).sum(1)
+                count[part] += torch.addmm(-half[few], self._x[part], theirs).gt_(least).sum(1).long()  # few: exact
 
         self._team.all(work, [*strips(len(count), rows.device)], len(count) * len(rows))
         return count
@@ -117,7 +127,7 @@ def pure_radius(rows: Float[Tensor, "N E"], label: Int[Tensor, " N"], sample: In
         for other in sides(len(rows), rows.device):
             apart = norm[these, None] + torch.addmm(norm[other], x[these], x[other].T, alpha=-2)
             apart.masked_fill_(label[these, None] == label[other], torch.inf)
-            near, column = apart.min(1)
+            near, column = smallest(apart)
             which = torch.where(near < best, other.start + column, which)
             best = torch.minimum(best, near)
         exact = square(x[these] - x[which]).sqrt()  # products do not see that two rows are copies
