@@ -268,10 +268,20 @@ def fill(shards: Shards, budget: Budget, rule: Rule, picks: Picks | None = None,
         picks = picks.and_those_of(basket, rows)
         if floor is None or len(picks) == most:
             return picks
-        # few where a cap or a gap has closed most of the best
-        at_once = count * len(shards)
-        if not basket.rows or (len(basket.rows) < FEW * at_once and at_once < rule.most):
-            count *= 4
+        count = next_count(count, len(basket.rows), len(shards), rule.most)
+
+
+def next_count(count: int, bought: int, shards: int, most: int) -> int:
+    """Rows that each shard is asked for next: more where few were bought, for a cap or a gap has closed most of them.
+
+    Args:
+        count: rows that each was asked for.
+        bought: how many of them, of all shards, were bought.
+        shards: how many shards there are.
+        most: rows that all of them hand over at most, unless nothing was bought.
+    """
+    at_once = count * shards
+    return 4 * count if not bought or (bought < FEW * at_once and at_once < most) else count
 
 
 def rank_of(worth: Float64[Tensor, " n"], price: Float64[Tensor, " n"], per_second: bool) -> Float64[Tensor, " n"]:

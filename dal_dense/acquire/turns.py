@@ -16,7 +16,7 @@ from torch import Tensor
 from dal_dense.acquire.base import Aim
 from dal_dense.acquire.basket import Basket
 from dal_dense.acquire.shards import BasketShard
-from dal_dense.acquire.shortlist import COUNT, FEW, LEAST, MOST, Candidates, Picks, Rows, Shards, joined
+from dal_dense.acquire.shortlist import COUNT, LEAST, MOST, Candidates, Picks, Rows, Shards, joined, next_count
 from dal_dense.offers import Offers
 
 Turn = int | None
@@ -84,8 +84,7 @@ class _Lists:
         each = len(self._shards)
         count = self._count.get(turn, max(LEAST, COUNT // each))
         if turn in self._found:
-            bought, at_once = self._bought[turn], count * each
-            count *= 4 if not bought or (bought < FEW * at_once and at_once < MOST) else 1
+            count = next_count(count, self._bought[turn], each, MOST)
         self._count[turn], self._bought[turn] = count, 0
         self._found[turn] = joined(self._shards(picks, count, turn))
 

@@ -16,12 +16,12 @@ from torch import Tensor
 S = TypeVar("S")
 T = TypeVar("T")
 
-CELLS = {"cpu": 1 << 20, "gpu": 1 << 22}
+CELLS = {"cpu": 1 << 18, "gpu": 1 << 22}
 """Numbers in a block of rows."""
 SIDE = {"cpu": 640, "gpu": 1 << 11}
 """Rows, and columns, of a block of N x N; on a CPU no power of two, whose rows share lines of the cache."""
 STRIP = {"cpu": 320, "gpu": 1 << 11}
-"""Rows of such a block where each thread has one of its own."""
+"""Rows of such a block where each thread has one of its own; more where it has fewer columns."""
 GROUP = {"cpu": 1 << 11, "gpu": 1 << 14}
 """Rows that a greedy choice keeps up to date: what a cache holds, and what keeps a GPU busy."""
 TURNS = 4
@@ -43,9 +43,10 @@ def sides(count: int, device: torch.device) -> Iterator[slice]:
     return _slices(count, sized(SIDE, device))
 
 
-def strips(count: int, device: torch.device) -> Iterator[slice]:
-    """Slices of `count` rows for the first side of blocks of N x N that a `Team` works on."""
-    return _slices(count, sized(STRIP, device))
+def strips(count: int, width: int, device: torch.device) -> Iterator[slice]:
+    """Slices of `count` rows for the first side of a `Team`'s blocks, whose second are the `sides` of `width`."""
+    side = sized(SIDE, device)
+    return _slices(count, sized(STRIP, device) * side // min(max(width, 1), side))
 
 
 def _slices(count: int, step: int) -> Iterator[slice]:

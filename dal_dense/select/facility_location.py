@@ -131,7 +131,10 @@ def _of(
             found += sums((unit[part] @ served[few].T).clamp_(low[few], top[few]), 1)
         return found
 
-    found = [low[:0].double(), *team.each(work, [*strips(len(unit), unit.device)], len(unit) * len(served))]
+    found = [
+        low[:0].double(),
+        *team.each(work, [*strips(len(unit), len(served), unit.device)], len(unit) * len(served)),
+    ]
     return torch.cat(found).sub_(low.sum(dtype=torch.float64))
 
 
@@ -152,7 +155,7 @@ def _among(
         return found
 
     found = torch.zeros_like(low, dtype=torch.float64)
-    longest_first = [*strips(len(unit), unit.device)][::-1]
+    longest_first = [*strips(len(unit), len(unit), unit.device)][::-1]
     for some in team.each(work, longest_first, len(unit) ** 2):
         found[: len(some)] += some
     return found.sub_(low.sum(dtype=found.dtype))

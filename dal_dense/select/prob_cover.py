@@ -93,7 +93,7 @@ class ProbCover:
                 theirs = self._x[rows[few]].T
                 count[part] += torch.addmm(-half[few], self._x[part], theirs).gt_(least).sum(1).long()  # few: exact
 
-        self._team.all(work, [*strips(len(count), rows.device)], len(count) * len(rows))
+        self._team.all(work, [*strips(len(count), len(rows), rows.device)], len(count) * len(rows))
         return count
 
 
@@ -133,7 +133,7 @@ def pure_radius(rows: Float[Tensor, "N E"], label: Int[Tensor, " N"], sample: In
         exact = square(x[these] - x[which]).sqrt()  # products do not see that two rows are copies
         distance[part] = torch.where(best.isinf(), best, exact)
 
-    Team(rows.device).all(work, [*strips(len(sample), rows.device)], len(sample) * len(rows))
+    Team(rows.device).all(work, [*strips(len(sample), len(rows), rows.device)], len(sample) * len(rows))
     enemies = distance.sort().values
     place = int((1 - PURITY) * len(enemies))
     if place and float(enemies[place]) > 0:
