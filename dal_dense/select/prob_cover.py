@@ -91,7 +91,7 @@ class ProbCover:
             least = (self._norm[part, None] - self._radius**2) / 2
             for few in sides(len(rows), rows.device):
                 theirs = self._x[rows[few]].T
-                count[part] += torch.addmm(-half[few], self._x[part], theirs).gt_(least).sum(1).long()  # few: exact
+                count[part] += torch.addmm(-half[few], self._x[part], theirs).gt_(least).sum(1).long()  # exact: few
 
         self._team.all(work, [*strips(len(count), len(rows), rows.device)], len(count) * len(rows))
         return count
