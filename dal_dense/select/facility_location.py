@@ -131,10 +131,8 @@ def _of(
             found += sums((unit[part] @ served[few].T).clamp_(low[few], top[few]), 1)
         return found
 
-    found = [
-        low[:0].double(),
-        *team.each(work, [*strips(len(unit), len(served), unit.device)], len(unit) * len(served)),
-    ]
+    parts = [*strips(len(unit), len(served), unit.device)]
+    found = [low[:0].double(), *team.each(work, parts, len(unit) * len(served))]
     return torch.cat(found).sub_(low.sum(dtype=torch.float64))
 
 

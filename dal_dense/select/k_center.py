@@ -25,6 +25,7 @@ from dal_dense.select.blocks import (
     of_smallest_key,
     one_thread,
     sized,
+    smallest,
     square,
 )
 from dal_dense.select.checks import check_lengths, check_types
@@ -220,9 +221,10 @@ class KCenter:
         raw, (centred, half) = self._centres.raw, self._centres.from_(0)
         apart = group.norm[places, None] + 2 * torch.addmm(half, self._features(group, places), centred.T, alpha=-1)
         rows = self._rows[group.rows[places]].double()
-        best = square(rows - raw[apart.argmin(1)].double())
+        least, nearest = smallest(apart)
+        best = square(rows - raw[nearest].double())
         slack = self._slack * (group.norm[places] + group.near[places])
-        rival = (apart <= (apart.amin(1) + 2 * slack)[:, None]) & (best > 0)[:, None]
+        rival = (apart <= (least + 2 * slack)[:, None]) & (best > 0)[:, None]
         who, which = rival.nonzero(as_tuple=True)
         for part in self._parts(len(who), 1):
             best.scatter_reduce_(0, who[part], square(rows[who[part]] - raw[which[part]].double()), "amin")
