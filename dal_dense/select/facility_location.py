@@ -2,9 +2,11 @@
 
     f(S) = sum over rows i of  max(0, max over j in S of cosine(x_i, x_j))
 
-Greedy reaches at least 63 % of the best value (Nemhauser, Wolsey & Fisher 1978). All gains are kept exact without the
-N x N matrix: a pick changes gains only through the rows that it serves better than before, and soon these are few and
-close to it. Lazy greedy (Minoux 1978) looks at more: the first picks lower every gain, so every old one is in doubt.
+Greedy reaches at least 63 % of the best value (Nemhauser, Wolsey & Fisher 1978). Gains are kept exact without the
+N x N matrix: a pick changes them only through the rows that it serves better than before, and soon these are few and
+close to it. Rows around a pick add little and are left alone meanwhile, for a gain never grows (Minoux 1978): when
+their turn comes, most others are served so well that few compare. Lazy greedy for all would look at more: the first
+picks lower every gain, so every old one is in doubt.
 """
 
 from __future__ import annotations
@@ -24,6 +26,11 @@ NEAR = 16
 """At most about one in so many rows counts as close to a pick."""
 MANY = 4
 """Where one in so many rows or more is served from afar, their cosines with each other are worked out once for both."""
+SMALL, SERVED = 1 / 3, 0.7
+"""Gains below this share of a pick's, of rows with so large a cosine with a pick (45 degrees), wait until they could be
+the largest."""
+FEW = 100
+"""Where less than one in so many rows is served from afar no gain waits: to work it out later would cost more."""
 AHEAD = 8
 """Rows whose cosines with all are worked out at once: memory is read once for all of them."""
 SHORT = 1e-12
@@ -33,7 +40,7 @@ MARGIN = 1e-2
 
 
 class FacilityLocation:
-    """Greedy by exact gains. Memory O(N E), time O(N^2 E) for the first gains and a few times that for all picks."""
+    """Greedy by gains, exact where they are large. Memory O(N E), time O(N^2 E) for the first and a few times that."""
 
     def __init__(self, rows: Float[Tensor, "N E"], centres: Float[Tensor, "M E"]) -> None:
         """Begin with what the centres serve.
@@ -58,20 +65,30 @@ class FacilityLocation:
             parts = [*blocks(len(rows), max(centres.shape), rows.device)]
             self._team.all(work, parts, len(rows) * len(centres))
         self._gain = _among(self._team, unit, self._bar, torch.full_like(self._bar, torch.inf))
+        self._pick = torch.full_like(self._bar, -1, dtype=torch.int64)  # that serves a row best; -1: none
+        self._late = torch.zeros_like(self._bar, dtype=torch.bool)  # whose gain is an upper bound
         self._ahead: dict[int, Tensor] = {}
 
     def next(self, allowed: Bool[Tensor, " N"]) -> tuple[int, float]:
         """The allowed row that adds most to the objective, and how much; of equals the smaller row."""
-        gain = torch.where(allowed, self._gain, -torch.inf)
-        top = gain.max()
-        row = int((gain >= top - TIE[0] * top.abs() - TIE[1]).int().argmax())
-        return row, float(gain[row])
+        while True:
+            gain = torch.where(allowed, self._gain, -torch.inf)
+            top = gain.max()
+            best = gain >= top - TIE[0] * top.abs() - TIE[1]
+            if not (best & self._late).any():
+                row = int(best.int().argmax())
+                return row, float(gain[row])
+            with one_thread():
+                self._renew(self._late & (best | (gain >= SMALL * top)))
 
     def add(self, row: int) -> None:
         """Let a row serve those that are like it."""
         with one_thread():
             alike = self._alike(row)
-            self._serve(alike, (alike > self._bar).nonzero()[:, 0])
+            served = (alike > self._bar).nonzero()[:, 0]
+            if len(served):
+                self._pick[served] = row
+                self._serve(alike, served, SMALL * self._gain[row])
 
     def _alike(self, row: int) -> Float[Tensor, " N"]:
         """Cosines of all rows with a pick, and in the same pass with the rows that may be the next picks."""
@@ -81,32 +98,74 @@ class FacilityLocation:
             self._ahead = dict(zip(rows, (self._unit @ self._unit[rows].T).T.contiguous(), strict=True))
         return self._ahead.pop(row)
 
-    def _serve(self, alike: Float[Tensor, " N"], served: Int[Tensor, " m"]) -> None:
+    def _serve(self, alike: Float[Tensor, " N"], served: Int[Tensor, " m"], small: Float64[Tensor, ""]) -> None:
         """Take from the gains what a pick, as much alike to each row, adds to the rows it serves better."""
-        if not len(served):
-            return
         low = self._bar[served]
         top = self._bar[served] = alike[served] + ALIKE
-        # By the triangle inequality only rows within angle(i, pick) + arccos(bar_i) of the pick exceed the bar of i.
         angle = alike.clamp(-1, 1).acos()
-        reach = angle[served] + low.clamp_max(1).acos() + MARGIN
+        reach = _reach(angle[served], low)
         sample = angle[::NEAR]
         limit = torch.minimum(sample.kthvalue(len(sample) // NEAR + 1).values, reach.max())
         close = reach <= limit
         near = (angle <= limit).nonzero()[:, 0]
-        self._gain[near] -= _of(self._team, self._unit[near], self._unit[served[close]], low[close], top[close])
-        self._serve_far(served[~close], low[~close], top[~close])
+        self._gain[near] -= self._of(near, served[close], low[close], top[close])
+        if not close.all():
+            self._serve_far(served[~close], low[~close], top[~close], small)
 
-    def _serve_far(self, served: Int[Tensor, " m"], low: Float[Tensor, " m"], top: Float[Tensor, " m"]) -> None:
-        """The same for served rows that rows far from the pick may serve too."""
+    def _serve_far(
+        self,
+        served: Int[Tensor, " m"],
+        low: Float[Tensor, " m"],
+        top: Float[Tensor, " m"],
+        small: Float64[Tensor, ""],
+    ) -> None:
+        """The same for served rows that rows far from the pick may serve too; `small` gains wait."""
+        exact = torch.ones_like(self._late)
+        if FEW * len(served) >= len(self._unit):
+            exact = (self._gain >= small) | (self._bar < SERVED)
+            self._late |= ~exact
+        if MANY * len(served) >= len(self._unit):
+            self._gain[served] -= _among(self._team, self._unit[served], low, top)
+            exact[served] = False  # are done
+        rows = exact.nonzero()[:, 0]
+        self._gain[rows] -= self._of(rows, served, low, top)
+
+    def _renew(self, those: Bool[Tensor, " N"]) -> None:
+        """Work out gains that waited, from the rows that each pick serves best."""
+        late = those.nonzero()[:, 0]
+        self._gain[late], self._late[late] = 0, False
+        picks, far = torch.unique(self._pick), []
+        for part in blocks(len(picks), len(self._unit), picks.device):
+            angles = (self._unit @ self._unit[picks[part]].T).clamp_(-1, 1).acos_()
+            for pick, angle in zip(picks[part].tolist(), angles.T, strict=True):
+                served = (self._pick == pick).nonzero()[:, 0]
+                low = self._bar[served]
+                reach = _reach(low.clamp_max(1).acos(), low).max() if pick >= 0 else torch.inf
+                near = late[angle[late] <= reach]
+                if 2 * len(near) > len(late):
+                    far.append(served)
+                else:
+                    self._gain[near] += self._of(near, served, low, torch.full_like(low, torch.inf))
+        if far:
+            low = self._bar[torch.cat(far)]
+            self._gain[late] += self._of(late, torch.cat(far), low, torch.full_like(low, torch.inf))
+
+    def _of(
+        self, rows: Int[Tensor, " n"], served: Int[Tensor, " m"], low: Float[Tensor, " m"], top: Float[Tensor, " m"]
+    ) -> Float64[Tensor, " n"]:
+        """What rows add by serving others better than `low`, each up to `top`."""
         theirs = self._unit[served]
-        if MANY * len(served) < len(self._unit):
-            self._gain -= _of(self._team, self._unit, theirs, low, top)
-            return
-        self._gain[served] -= _among(self._team, theirs, low, top)
-        others = torch.ones_like(self._gain, dtype=torch.bool).index_fill_(0, served, False).nonzero()[:, 0]
-        for part in blocks(len(others), theirs.shape[1], served.device):
-            self._gain[others[part]] -= _of(self._team, self._unit[others[part]], theirs, low, top)
+
+        def work(part: slice) -> Float64[Tensor, " rows"]:
+            few = self._unit[part] if len(rows) == len(self._unit) else self._unit.index_select(0, rows[part])
+            found = few.new_zeros(len(few), dtype=torch.float64)
+            for side in sides(len(theirs), few.device):
+                found += sums((few @ theirs[side].T).clamp_(low[side], top[side]), 1)
+            return found
+
+        parts = [*strips(len(rows), len(served), rows.device)]
+        found = [self._gain[:0], *self._team.each(work, parts, len(rows) * len(served))]
+        return torch.cat(found).sub_(low.sum(dtype=torch.float64))
 
 
 def _directions(rows: Float[Tensor, "n E"]) -> Float[Tensor, "n E"]:
@@ -116,24 +175,9 @@ def _directions(rows: Float[Tensor, "n E"]) -> Float[Tensor, "n E"]:
     return rows / length.clamp_min(SHORT)
 
 
-def _of(
-    team: Team,
-    unit: Float[Tensor, "n E"],
-    served: Float[Tensor, "m E"],
-    low: Float[Tensor, " m"],
-    top: Float[Tensor, " m"],
-) -> Float64[Tensor, " n"]:
-    """What rows add by serving others better than `low`, each up to `top`."""
-
-    def work(part: slice) -> Float64[Tensor, " rows"]:
-        found = unit.new_zeros(part.stop - part.start, dtype=torch.float64)
-        for few in sides(len(served), unit.device):
-            found += sums((unit[part] @ served[few].T).clamp_(low[few], top[few]), 1)
-        return found
-
-    parts = [*strips(len(unit), len(served), unit.device)]
-    found = [low[:0].double(), *team.each(work, parts, len(unit) * len(served))]
-    return torch.cat(found).sub_(low.sum(dtype=torch.float64))
+def _reach(angle: Float[Tensor, " m"], low: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
+    """How far from a pick rows may be and still exceed `low` of a row at an angle to it, by the triangle inequality."""
+    return angle + low.clamp_max(1).acos() + MARGIN
 
 
 def _among(

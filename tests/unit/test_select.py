@@ -27,7 +27,6 @@ from dal_dense.select import (
     Picker,
     ProbCover,
     badge,
-    facility_location,
     k_means,
     k_means_picker,
     pick,
@@ -236,13 +235,13 @@ def test_facility_location_looks_only_at_near_rows_for_the_well_served(monkeypat
     x = (3 * torch.eye(40)).repeat_interleave(50, 0) + 0.1 * torch.randn(2000, 40, generator=gen)
     picker, alike = FacilityLocation(x, x[::50]), served(x)  # a row of each of 40 clusters is labelled
     looked: list[int] = []
-    of = facility_location._of
+    of = FacilityLocation._of
 
-    def counted(team: sizes.Team, rows: Tensor, few: Tensor, low: Tensor, top: Tensor) -> Tensor:
+    def counted(self: FacilityLocation, rows: Tensor, few: Tensor, low: Tensor, top: Tensor) -> Tensor:
         looked.append(len(rows) * len(few))
-        return of(team, rows, few, low, top)
+        return of(self, rows, few, low, top)
 
-    monkeypatch.setattr(facility_location, "_of", counted)
+    monkeypatch.setattr(FacilityLocation, "_of", counted)
     rows = pick(picker, free(x), 30)
     held = alike[::50].amax(0)
     for row in rows.tolist():
@@ -250,6 +249,41 @@ def test_facility_location_looks_only_at_near_rows_for_the_well_served(monkeypat
         assert float(gain[row]) >= float(gain.max()) - 1e-4
         held = torch.maximum(held, alike[row])
     assert 0 < sum(looked) < 30 * 50 * len(x) / 20  # a twentieth of what all rows would cost: a cluster is a fortieth
+
+
+@pytest.mark.parametrize("allowed_from", [0, 600])
+def test_facility_location_leaves_rows_alone_until_they_could_be_chosen(
+    allowed_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clusters from large to small: when a small one's turn comes, only gains within clusters are worked out.
+
+    What is not allowed, here the large clusters, does not make all that is allowed small.
+    """
+    gen = torch.Generator().manual_seed(0)
+    sizes_of = torch.tensor([300, 300, 100, 100, 50, 50, 25, 25, 25, 25])
+    centres = torch.nn.functional.pad(torch.randn(10, 20, generator=gen), (0, 30))
+    x = (2 * centres + 0.1 * torch.randn(10, 50, generator=gen)).repeat_interleave(sizes_of, 0)
+    x = x + 0.2 * torch.randn(x.shape, generator=gen)
+    renewed: list[int] = []
+    renew = FacilityLocation._renew
+
+    def counted(self: FacilityLocation, those: Tensor) -> None:
+        renewed.append(int(those.sum()))
+        renew(self, those)
+
+    monkeypatch.setattr(FacilityLocation, "_renew", counted)
+    picker, alike, allowed = FacilityLocation(x, x[:0]), served(x), free(x, allowed_from)
+    held, waited = torch.zeros(len(x), dtype=torch.float64), 0
+    for _ in range(40):
+        gain = (alike - held).clamp_min(0).sum(1)
+        row, value = picker.next(allowed)
+        assert value == pytest.approx(float(gain[row]), abs=2e-6 * len(x))
+        assert float(gain[row]) >= float(gain[allowed].max()) - 2e-6 * len(x)
+        picker.add(row)
+        allowed[row] = False
+        held = torch.maximum(held, alike[row])
+        waited = max(waited, int(picker._late.sum()))
+    assert waited > 100 and 1 <= len(renewed) <= 6, (waited, renewed)
 
 
 @pytest.mark.parametrize("threads", [2, 3])
