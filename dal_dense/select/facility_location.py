@@ -5,7 +5,7 @@
 Greedy reaches at least 63 % of the best value (Nemhauser, Wolsey & Fisher 1978). Gains are kept exact without the
 N x N matrix: a pick changes them only through the rows that it serves better than before, and soon these are few and
 close to it. Rows around a pick add little and are left alone meanwhile, for a gain never grows (Minoux 1978): when
-their turn comes, most others are served so well that few compare. Lazy greedy for all would look at more: the first
+their turn comes, picks serve most others so well that few compare. Lazy greedy for all would look at more: the first
 picks lower every gain, so every old one is in doubt.
 """
 
@@ -27,20 +27,21 @@ NEAR = 16
 MANY = 4
 """Where one in so many rows or more is served from afar, their cosines with each other are worked out once for both."""
 SMALL, SERVED = 1 / 3, 0.7
-"""Gains below this share of a pick's, of rows with so large a cosine with a pick (45 degrees), wait until they could be
-the largest."""
+"""Gains below this share of a pick's wait until they could be the largest, if what is labelled or picked has so large a
+cosine with the row (45 degrees)."""
 FEW = 100
-"""Where less than one in so many rows is served from afar no gain waits: to work it out later would cost more."""
+"""Where less than one in so many rows is served from afar no gain waits, nor where picks serve less than half of all
+rows best: to work it out later would cost more, for rows that what is labelled serves are compared with all."""
 AHEAD = 8
 """Rows whose cosines with all are worked out at once: memory is read once for all of them."""
 SHORT = 1e-12
 """A row shorter than this has no direction of its own."""
 MARGIN = 1e-2
-"""Rounding of three angles, radians: the arc cosine of a float32 cosine next to 1 is off by 0.001."""
+"""Rounding of three angles, radians: the arc cosine of a float32 cosine next to 1 is off by 0.001, by `ALIKE` 0.002."""
 
 
 class FacilityLocation:
-    """Greedy by gains, exact where they are large. Memory O(N E), time O(N^2 E) for the first and a few times that."""
+    """Greedy by gains, exact where large. Memory O(N E), time O(N^2 E) for the first gains, a few times that in all."""
 
     def __init__(self, rows: Float[Tensor, "N E"], centres: Float[Tensor, "M E"]) -> None:
         """Begin with what the centres serve.
@@ -120,8 +121,8 @@ class FacilityLocation:
         small: Float64[Tensor, ""],
     ) -> None:
         """The same for served rows that rows far from the pick may serve too; `small` gains wait."""
-        exact = torch.ones_like(self._late)
-        if FEW * len(served) >= len(self._unit):
+        exact, unpicked = torch.ones_like(self._late), int((self._pick < 0).sum())
+        if FEW * len(served) >= len(self._unit) > 2 * unpicked:
             exact = (self._gain >= small) | (self._bar < SERVED)
             self._late |= ~exact
         if MANY * len(served) >= len(self._unit):
@@ -134,14 +135,14 @@ class FacilityLocation:
         """Work out gains that waited, from the rows that each pick serves best."""
         late = those.nonzero()[:, 0]
         self._gain[late], self._late[late] = 0, False
-        picks, far = torch.unique(self._pick), []
-        for part in blocks(len(picks), len(self._unit), picks.device):
-            angles = (self._unit @ self._unit[picks[part]].T).clamp_(-1, 1).acos_()
+        own, picks, far = self._unit[late], torch.unique(self._pick), []
+        for part in blocks(len(picks), len(late), picks.device):
+            angles = (own @ self._unit[picks[part]].T).clamp_(-1, 1).acos_()  # of -1 any: they reach all
             for pick, angle in zip(picks[part].tolist(), angles.T, strict=True):
                 served = (self._pick == pick).nonzero()[:, 0]
                 low = self._bar[served]
                 reach = _reach(low.clamp_max(1).acos(), low).max() if pick >= 0 else torch.inf
-                near = late[angle[late] <= reach]
+                near = late[angle <= reach]
                 if 2 * len(near) > len(late):
                     far.append(served)
                 else:
@@ -153,7 +154,7 @@ class FacilityLocation:
     def _of(
         self, rows: Int[Tensor, " n"], served: Int[Tensor, " m"], low: Float[Tensor, " m"], top: Float[Tensor, " m"]
     ) -> Float64[Tensor, " n"]:
-        """What rows add by serving others better than `low`, each up to `top`."""
+        """What rows, in ascending order, add by serving others better than `low`, each up to `top`."""
         theirs = self._unit[served]
 
         def work(part: slice) -> Float64[Tensor, " rows"]:

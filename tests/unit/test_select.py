@@ -255,7 +255,7 @@ def test_facility_location_looks_only_at_near_rows_for_the_well_served(monkeypat
 def test_facility_location_leaves_rows_alone_until_they_could_be_chosen(
     allowed_from: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Clusters from large to small: when a small one's turn comes, only gains within clusters are worked out.
+    """Clusters from large to small: when the turn of rows around picks comes, few are compared with those elsewhere.
 
     What is not allowed, here the large clusters, does not make all that is allowed small.
     """
@@ -265,13 +265,20 @@ def test_facility_location_leaves_rows_alone_until_they_could_be_chosen(
     x = (2 * centres + 0.1 * torch.randn(10, 50, generator=gen)).repeat_interleave(sizes_of, 0)
     x = x + 0.2 * torch.randn(x.shape, generator=gen)
     renewed: list[int] = []
-    renew = FacilityLocation._renew
+    looked: list[int] = []
+    renew, of = FacilityLocation._renew, FacilityLocation._of
 
-    def counted(self: FacilityLocation, those: Tensor) -> None:
+    def counted(self: FacilityLocation, rows: Tensor, few: Tensor, low: Tensor, top: Tensor) -> Tensor:
+        looked.append(len(rows) * len(few))
+        return of(self, rows, few, low, top)
+
+    def renewing(self: FacilityLocation, those: Tensor) -> None:
         renewed.append(int(those.sum()))
-        renew(self, those)
+        with monkeypatch.context() as patch:
+            patch.setattr(FacilityLocation, "_of", counted)
+            renew(self, those)
 
-    monkeypatch.setattr(FacilityLocation, "_renew", counted)
+    monkeypatch.setattr(FacilityLocation, "_renew", renewing)
     picker, alike, allowed = FacilityLocation(x, x[:0]), served(x), free(x, allowed_from)
     held, waited = torch.zeros(len(x), dtype=torch.float64), 0
     for _ in range(40):
@@ -284,6 +291,21 @@ def test_facility_location_leaves_rows_alone_until_they_could_be_chosen(
         held = torch.maximum(held, alike[row])
         waited = max(waited, int(picker._late.sum()))
     assert waited > 100 and 1 <= len(renewed) <= 6, (waited, renewed)
+    assert 0 < sum(looked) < 0.8 * sum(renewed) * len(x)  # without the triangle inequality all
+
+
+def test_facility_location_lets_no_row_wait_while_labelled_rows_serve_most() -> None:
+    """Rows that a labelled one serves best are compared with all that are worked out anew."""
+    gen = torch.Generator().manual_seed(1)
+    share = 0.9 ** torch.arange(50.0)
+    x = 2 * torch.randn(50, 64, generator=gen)[torch.multinomial(share, 1000, True, generator=gen)]
+    x = x + torch.randn(x.shape, generator=gen)
+    picker, waited = FacilityLocation(x, x[::20]), []
+    for row in pick(FacilityLocation(x, x[::20]), free(x), 100).tolist():
+        picker.add(row)
+        waited.append(bool(picker._late.any()))
+        assert not waited[-1] or 2 * int((picker._pick >= 0).sum()) > len(x)
+    assert waited[-1] and not waited[0], "the rule was never needed"
 
 
 @pytest.mark.parametrize("threads", [2, 3])
