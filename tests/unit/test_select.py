@@ -251,6 +251,14 @@ def test_facility_location_looks_only_at_near_rows_for_the_well_served(monkeypat
     assert 0 < sum(looked) < 30 * 50 * len(x) / 20  # a twentieth of what all rows would cost: a cluster is a fortieth
 
 
+def large_and_small_clusters() -> Tensor:
+    gen = torch.Generator().manual_seed(0)
+    sizes_of = torch.tensor([300, 300, 100, 100, 50, 50, 25, 25, 25, 25])
+    centres = torch.nn.functional.pad(torch.randn(10, 20, generator=gen), (0, 30))
+    x = (2 * centres + 0.1 * torch.randn(10, 50, generator=gen)).repeat_interleave(sizes_of, 0)
+    return x + 0.2 * torch.randn(x.shape, generator=gen)
+
+
 @pytest.mark.parametrize("allowed_from", [0, 600])
 def test_facility_location_leaves_rows_alone_until_they_could_be_chosen(
     allowed_from: int, monkeypatch: pytest.MonkeyPatch
@@ -259,11 +267,7 @@ def test_facility_location_leaves_rows_alone_until_they_could_be_chosen(
 
     What is not allowed, here the large clusters, does not make all that is allowed small.
     """
-    gen = torch.Generator().manual_seed(0)
-    sizes_of = torch.tensor([300, 300, 100, 100, 50, 50, 25, 25, 25, 25])
-    centres = torch.nn.functional.pad(torch.randn(10, 20, generator=gen), (0, 30))
-    x = (2 * centres + 0.1 * torch.randn(10, 50, generator=gen)).repeat_interleave(sizes_of, 0)
-    x = x + 0.2 * torch.randn(x.shape, generator=gen)
+    x = large_and_small_clusters()
     renewed: list[int] = []
     looked: list[int] = []
     renew, of = FacilityLocation._renew, FacilityLocation._of
@@ -876,3 +880,19 @@ def test_a_device_picks_the_same(name: str, device: torch.device) -> None:
     here = pick(made(name, x, key), free(x), 40)
     there = pick(made(name, x.to(device), key.to(device)), free(x).to(device), 40)
     assert there.is_cuda and here.tolist() == there.tolist()
+
+
+def test_facility_location_on_a_device_works_out_anew_what_waited(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, renewed = large_and_small_clusters(), []
+    renew = FacilityLocation._renew
+
+    def renewing(self: FacilityLocation, those: Tensor) -> None:
+        renewed.append(those.is_cuda)
+        renew(self, those)
+
+    here = pick(FacilityLocation(x, x[:0]), free(x), 40)
+    monkeypatch.setattr(FacilityLocation, "_renew", renewing)
+    there = pick(FacilityLocation(x.to(device), x[:0].to(device)), free(x).to(device), 40)
+    assert renewed and all(renewed) and here.tolist() == there.tolist()
