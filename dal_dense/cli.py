@@ -178,7 +178,8 @@ def missing_files(config: Config) -> Iterator[str]:
         for field, value in named.items():
             if value is not None and not _is(root / value, kind):
                 fact = f"is no {kind}" if _is(root / value, "any") else f"is not in {root}"
-                yield f"data.{field}: {value} {fact}; correct the path, which is relative to data_root"
+                none = ", or set null if there are none (with annotator.name: people)" if field == "masks" else ""
+                yield f"data.{field}: {value} {fact}; correct the path, which is relative to data_root{none}"
     run = config.run_dir
     if not _can_be_a_folder(run):
         yield f"run_dir: {run} is a file, or lies under one, or cannot be a path; give a folder (--run_dir PATH)"
@@ -228,7 +229,8 @@ def _no_such_value(text: str) -> str | None:
         return f"{required[1]}: not set; set it in the config file or as --{required[1].split(',')[0]} VALUE"
     stray = re.search(r"unrecognized arguments: ([^-].*)", text)
     if stray:
-        return f"{stray[1]}: no setting; write --any.key value"
+        remedy = f"--config {stray[1]}" if stray[1].endswith((".yaml", ".yml")) else "--any.key value"
+        return f"{stray[1]}: no setting; write {remedy}"
     if "Path is not a file" in text:
         return f"config: {text.rsplit(': ', 1)[1]} is no file; give the path of a YAML file (see configs/)"
     if "File does not exist" in text:

@@ -250,6 +250,12 @@ def setting_cases(folder: Path) -> dict[str, Case]:
             "a folder of settings": ([f"--config={folder}"], "config: ", "give the path of a YAML file"),
             "no value": ([*good, "--query.stride"], "query.stride: no value given", "--query.stride VALUE"),
             "a stray word": ([*good, "soon"], "soon: no setting", "--any.key value"),
+            "a file without its option": ([*good, "my.yaml"], "my.yaml: no setting", "write --config my.yaml"),
+            "no masks": (
+                [*good, "--data.format=folder", "--data.images=.", "--data.classes={0: rest, 1: liver}"],
+                "data.masks: masks is not in",
+                "or set null if there are none",
+            ),
             "no run_dir": (bare, "run_dir: not set", "--run_dir VALUE"),
             "missing data_root": (
                 [*good, f"--data_root={nowhere}"],
